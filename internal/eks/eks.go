@@ -1,0 +1,92 @@
+// Package eks is the contract with Amazon EKS on Fargate: every name that users' tools rely on, in one place, each with
+// its source. Sources: UG = Amazon EKS user guide; OBS = read off real clusters; VALIDATOR = the pod validator that AWS
+// published; docs/reference/eks-fargate.md lists where Berth departs. Pure: imports nothing.
+package eks
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+const (
+	// SchedulerName that the webhook sets on matching pods (OBS).
+	SchedulerName = "fargate-scheduler"
+
+	// LabelProfile on a pod says which profile it runs on; set by a user, it forces that profile if it matches (UG fargate-profile).
+	LabelProfile = "eks.amazonaws.com/fargate-profile"
+
+	// ComputeTypeKey is a node's label and taint, and the annotation by which a pod opts out (UG fargate-getting-started, OBS).
+	ComputeTypeKey = "eks.amazonaws.com/compute-type"
+	// ComputeTypeFargate is the value of that label and taint on a Fargate node (OBS).
+	ComputeTypeFargate = "fargate"
+	// ComputeTypeEC2 is the annotation's value on a pod that is to be left alone (UG fargate-getting-started).
+	ComputeTypeEC2 = "ec2"
+
+	// AnnotationCapacityProvisioned tells the size that a pod was given, such as "0.25vCPU 0.5GB" (UG fargate-pod-configuration).
+	AnnotationCapacityProvisioned = "CapacityProvisioned"
+	// AnnotationLogging tells whether the log router is on (UG fargate-logging).
+	AnnotationLogging = "Logging"
+
+	// WebhookConfigurationName of the mutating webhook; the prefix orders it before users' webhooks (OBS).
+	WebhookConfigurationName = "0500-amazon-eks-fargate-mutation.amazonaws.com"
+	// WebhookPort on which the webhook listens, on loopback (OBS).
+	WebhookPort = 23445
+	// WebhookTimeoutSeconds of that webhook (OBS).
+	WebhookTimeoutSeconds = 5
+
+	// ReservedProfilePrefix may not begin a profile's name (UG fargate-profile).
+	ReservedProfilePrefix = "eks-"
+
+	// EventFailedScheduling and EventScheduled are the reasons of the scheduler's events (OBS).
+	EventFailedScheduling = "FailedScheduling"
+	EventScheduled        = "Scheduled"
+
+	// ReasonUnsupported and ReasonTooLarge are reasons of the condition PodScheduled=False (OBS).
+	ReasonUnsupported = "POD_UNSUPPORTED_ON_FARGATE"
+	ReasonTooLarge    = "POD_CPU_MEM_EXCEEDS_MAX_FARGATE_SIZE"
+	// MessageTooLarge goes with ReasonTooLarge (OBS).
+	MessageTooLarge = "Your pod's cpu/memory requirements exceed the max Fargate configuration"
+	// MessageNoCapacity is said when no host has room (OBS).
+	MessageNoCapacity = "Fargate capacity is unavailable at this time. Please try again later or in a different availability zone."
+
+	// KubeletPort answers on the pod's own address (UG metrics-server).
+	KubeletPort = 10250
+)
+
+// Hostname is the node's kubernetes.io/hostname label: ip-a-b-c-d.<region>.compute.internal (OBS).
+func Hostname(ip netip.Addr, region string) string {
+	domain := region + ".compute.internal"
+	if region == "us-east-1" {
+		domain = "ec2.internal"
+	}
+	return "ip-" + strings.ReplaceAll(ip.String(), ".", "-") + "." + domain
+}
+
+// NodeName of the pod that has the address: fargate-ip-a-b-c-d.<region>.compute.internal (OBS).
+func NodeName(ip netip.Addr, region string) string { return "fargate-" + Hostname(ip, region) }
+
+// ProviderID of a node: aws:///<zone>/<10 hex>-<32 hex>/<node name> (OBS). The hex digits are taken from id, which must
+// be unique to the pod; hyphens in it are ignored.
+func ProviderID(zone, id, nodeName string) string {
+	hex := strings.ReplaceAll(id, "-", "")
+	for len(hex) < 42 {
+		hex += hex + "0"
+	}
+	return fmt.Sprintf("aws:///%s/%s-%s/%s", zone, hex[32:42], hex[:32], nodeName)
+}
+
+// MessageNodeSelector is the FailedScheduling message for a pod whose node selector or affinity the profile cannot meet (OBS).
+func MessageNodeSelector(profile string) string {
+	return fmt.Sprintf("MatchNodeSelector failed: Fargate profile %s cannot satisfy pod's node selector/affinity requirements", profile)
+}
+
+// MessageUnsupported is the FailedScheduling message for a pod that Fargate refuses (VALIDATOR).
+func MessageUnsupported(violations []string) string {
+	return "Pod not supported on Fargate: " + strings.Join(violations, ", ")
+}
+
+// MessageScheduled is the Scheduled event (OBS).
+func MessageScheduled(namespace, pod, node string) string {
+	return fmt.Sprintf("Successfully assigned %s/%s to %s", namespace, pod, node)
+}

@@ -1,0 +1,99 @@
+// Package layout says where things are on a machine: directories, sockets, ports, names of links and cgroups. Everything
+// of ours that touches the machine takes them from here, and `berth down` removes what is named here. Pure.
+package layout
+
+import "path/filepath"
+
+// Addresses and names that are fixed on a machine.
+const (
+	// GatewayLink is a dummy link that holds GatewayIP, the pods' next hop and the address by which pods reach the API server.
+	GatewayLink = "berth0"
+	// GatewayIP is the address of the host as pods see it.
+	GatewayIP = "10.90.255.1"
+	// KubeletRange is local to the host (ip route add local ... dev lo): each pod's kubelet listens on an address of it.
+	KubeletRange = "10.90.240.0/21"
+	// VethPrefix begins the name of the host end of each pod's link.
+	VethPrefix = "bth"
+	// NetNSPrefix begins the name of each pod's network namespace that we make ourselves.
+	NetNSPrefix = "berth-"
+	// NFTTable is the one nftables table (family ip) that is ours.
+	NFTTable = "berth"
+	// PodCgroup is the parent of every pod's cgroup, in every hierarchy: /berth/<pod uid>.
+	PodCgroup = "berth"
+
+	// APIServerPort of the local cluster, on every address of the machine.
+	APIServerPort = 6443
+	// EtcdPort and EtcdPeerPort on loopback.
+	EtcdPort, EtcdPeerPort = 23790, 23800
+	// ControllerManagerPort, SchedulerPort on loopback (health and metrics, https).
+	ControllerManagerPort, SchedulerPort = 10257, 10259
+	// RegistryPort of the loopback registry (http).
+	RegistryPort = 23500
+	// ControllerHealthPort and AgentHealthPort serve /healthz, /readyz, /metrics on loopback (http).
+	ControllerHealthPort, AgentHealthPort = 23446, 23447
+
+	// VPCCIDR of the local cluster: its subnets, GatewayIP and KubeletRange lie in it.
+	VPCCIDR = "10.90.0.0/16"
+	// ServiceCIDR of the local cluster; APIServiceIP is its first address, the Service "kubernetes".
+	ServiceCIDR  = "10.96.0.0/16"
+	APIServiceIP = "10.96.0.1"
+	// ClusterDomain of the local cluster.
+	ClusterDomain = "cluster.local"
+	// DefaultRegion of the local cluster; its zones are DefaultRegion + "a", "b", "c".
+	DefaultRegion = "local-1"
+	// DefaultCluster is the local cluster's name (the --cluster of eksctl-like commands).
+	DefaultCluster = "berth"
+
+	// RuntimeHandlerGVisor is the containerd runtime handler of the gvisor isolation.
+	RuntimeHandlerGVisor = "gvisor"
+)
+
+// Dirs are the three directories of an installation. The zero value is not usable; see Default.
+type Dirs struct {
+	// State survives `berth down`: etcd, certificates, images, pods' volumes.
+	State string
+	// Run does not: sockets, process ids.
+	Run string
+	// Log holds one file per part.
+	Log string
+}
+
+// Default directories.
+var Default = Dirs{State: "/var/lib/berth", Run: "/run/berth", Log: "/var/log/berth"}
+
+// PKI holds certificates and keys; Kubeconfig(part) the kubeconfigs made from them.
+func (d Dirs) PKI() string                   { return filepath.Join(d.State, "pki") }
+func (d Dirs) Kubeconfig(part string) string { return filepath.Join(d.State, "kubeconfig", part) }
+
+// AdminKubeconfig is the one users take.
+func (d Dirs) AdminKubeconfig() string { return d.Kubeconfig("admin") }
+
+// Etcd, Containerd and Registry are the data directories of those programs.
+func (d Dirs) Etcd() string       { return filepath.Join(d.State, "etcd") }
+func (d Dirs) Containerd() string { return filepath.Join(d.State, "containerd") }
+func (d Dirs) Registry() string   { return filepath.Join(d.State, "registry") }
+
+// Config holds generated configuration files (containerd, registry, CNI, ...).
+func (d Dirs) Config() string { return filepath.Join(d.State, "config") }
+
+// ContainerdSocket is containerd's (and the CRI's) socket; ContainerdState its runtime state.
+func (d Dirs) ContainerdSocket() string { return filepath.Join(d.Run, "containerd.sock") }
+func (d Dirs) ContainerdState() string  { return filepath.Join(d.Run, "containerd") }
+
+// AgentSocket is where the host agent hears from node processes (unix datagrams, see nodeconfig.Event).
+func (d Dirs) AgentSocket() string { return filepath.Join(d.Run, "agent.sock") }
+
+// Node is a pod's kubelet root directory; NodeRun has its process id and configuration.
+func (d Dirs) Node(podUID string) string    { return filepath.Join(d.State, "nodes", podUID) }
+func (d Dirs) NodeRun(podUID string) string { return filepath.Join(d.Run, "nodes", podUID) }
+
+// NodeLog is the log of a pod's kubelet.
+func (d Dirs) NodeLog(podUID string) string { return filepath.Join(d.Log, "nodes", podUID+".log") }
+
+// PodNetwork is the file by which the agent tells the CNI plugin a pod's network (see podnet.Config).
+func (d Dirs) PodNetwork(podUID string) string {
+	return filepath.Join(d.Run, "network", podUID+".json")
+}
+
+// PodCgroupPath is a pod's cgroup below each hierarchy's root.
+func PodCgroupPath(podUID string) string { return "/" + PodCgroup + "/" + podUID }
