@@ -1,0 +1,164 @@
+#!/usr/bin/env bash
+# Plays Berth's main job in the terminal: from an empty machine to nginx pods, each on a node of its own.
+# Every step does what it says with real kubectl and checks what it shows; the first that fails ends the story with its name.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/bin:$PATH"
+exec 3>&1
+began=$(date +%s.%N)
+state=$(mktemp -d)
+forward=""
+
+elapsed() { awk -v a="$began" -v b="$(date +%s.%N)" 'BEGIN { printf "%6.1f s", b - a }'; }
+step() { current="$*"; printf '\n\033[1m[%s] %s\033[0m\n' "$(elapsed)" "$*" >&3; }
+show() { printf '\033[36m$ %s\033[0m\n' "$*" >&3; "$@"; }
+fail() { printf '\033[31mfailed: %s\033[0m\n' "$*" >&2; exit 1; }
+finish() {
+  local code=$?
+  [ -z "$forward" ] || kill "$forward" 2>/dev/null || true
+  rm -rf "$state"
+  if [ $code -ne 0 ]; then
+    printf '\n\033[31mThe demo stopped at: %s\033[0m\nThe cluster still runs. Look with: bin/berth status, bin/berth kubectl get events -A, and the logs in /var/log/berth. Stop it with: make down\n' "${current:-start}" >&2
+  fi
+}
+trap finish EXIT
+
+app=fargate-sample-nginx
+pods() { kubectl get pods -l app=$app -o jsonpath="{range .items[?(@.status.phase==\"Running\")]}{.metadata.name} {.status.podIP} {.spec.nodeName}{\"\n\"}{end}"; }
+nodes() { kubectl get nodes -o name | wc -l; }
+# until_true SECONDS COMMAND...: looks again each fifth of a second.
+until_true() {
+  local end=$((SECONDS + $1)); shift
+  until "$@"; do [ $SECONDS -lt $end ] || return 1; sleep 0.2; done
+}
+nodes_are() { [ "$(nodes)" -eq "$1" ]; }
+
+if [ -z "$(bin/berth status -o json 2>/dev/null | grep -o '"ready": *true' || true)" ]; then
+  step "Start a Kubernetes cluster on this machine (berth up)"
+  show berth up
+fi
+export KUBECONFIG="$state/kubeconfig"
+berth kubeconfig > "$KUBECONFIG"
+
+step "Clear away what an earlier demo left"
+kubectl delete deployment,job,cronjob,pod -l demo=berth --ignore-not-found --wait=true >/dev/null
+berth delete fargateprofile --cluster berth --name web --wait >/dev/null 2>&1 || true
+until_true 60 nodes_are 0 || fail "nodes of an earlier demo did not go away"
+
+step "A profile says which pods run on Berth (the flags are those of eksctl)"
+show berth create fargateprofile --cluster berth --name web --namespace default --labels app=$app
+show berth get fargateprofile --cluster berth
+
+step "An ordinary Deployment, two replicas of nginx. Nobody makes a node."
+cat > "$state/nginx.yaml" <<YAML
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: $app
+  labels: {app: $app, demo: berth}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: $app}}
+  template:
+    metadata: {labels: {app: $app}}
+    spec:
+      containers:
+      - name: nginx
+        image: nginx
+        ports: [{name: http, containerPort: 80}]
+YAML
+show kubectl apply -f "$state/nginx.yaml"
+show kubectl rollout status deployment/$app --timeout=120s
+
+step "Two pods, each on a node of its own, in different zones; the node's address is the pod's"
+show kubectl get pod -o wide
+show kubectl get nodes -o wide
+nodes_are 2 || fail "expected two nodes"
+[ "$(kubectl get nodes -o jsonpath='{range .items[*]}{.metadata.labels.topology\.kubernetes\.io/zone}{"\n"}{end}' | sort -u | wc -l)" -eq 2 ] || fail "expected two zones"
+while read -r name ip node; do
+  [ "$(kubectl get node "$node" -o jsonpath='{.status.addresses[?(@.type=="InternalIP")].address}')" = "$ip" ] || fail "the node of $name has another address than the pod"
+done < <(pods)
+
+step "nginx answers on each pod's address"
+while read -r name ip node; do
+  show curl -sS --max-time 5 "http://$ip/" -o "$state/page"
+  grep -m1 -o '<title>.*</title>' "$state/page"
+done < <(pods)
+
+step "One more replica: a third node comes by itself"
+show kubectl scale deployment $app --replicas=3
+show kubectl rollout status deployment/$app --timeout=120s
+nodes_are 3 || fail "expected three nodes"
+show kubectl get nodes
+
+step "Down to one: two nodes go"
+show kubectl scale deployment $app --replicas=1
+until_true 60 nodes_are 1 || fail "expected one node"
+show kubectl get nodes
+
+pod=$(pods | head -n1 | cut -d' ' -f1)
+step "logs, exec, port-forward, cp, attach, debug work as on any node"
+show kubectl logs "$pod" --tail=2
+show script -qec "kubectl exec -it $pod -- sh -c 'tty; uname -sr'" /dev/null
+kubectl port-forward "pod/$pod" 18080:80 >"$state/forward.log" 2>&1 & forward=$!
+until_true 10 grep -q Forwarding "$state/forward.log" || fail "port-forward did not start"
+show curl -sS --max-time 5 -o /dev/null -w 'port-forward answers %{http_code}\n' http://127.0.0.1:18080/
+kill "$forward"; wait "$forward" 2>/dev/null || true; forward=""
+echo "hello from $(hostname)" > "$state/hello.txt"
+show kubectl cp "$state/hello.txt" "$pod:/tmp/hello.txt"
+show kubectl exec "$pod" -- cat /tmp/hello.txt
+kubectl run attach-me --labels=app=$app,demo=berth --image=busybox --restart=Never -- sh -c 'while true; do echo still here; sleep 1; done' >/dev/null
+kubectl wait --for=condition=Ready pod/attach-me --timeout=60s >/dev/null
+printf '\033[36m$ kubectl attach attach-me\033[0m\n'
+(timeout 4 kubectl attach attach-me 2>/dev/null || true) > "$state/attach"
+grep -m1 'still here' "$state/attach" || fail "attach showed nothing"
+kubectl delete pod attach-me --now >/dev/null
+show kubectl debug "$pod" --image=busybox --container=look -q -- sh -c 'echo an ephemeral container sees $(wget -qO- http://127.0.0.1/ | wc -c) bytes of nginx'
+until_true 30 sh -c "kubectl logs $pod -c look 2>/dev/null | grep 'ephemeral container sees'" || fail "the debug container said nothing"
+
+step "A Job runs to completion, a CronJob keeps time"
+cat > "$state/jobs.yaml" <<YAML
+apiVersion: batch/v1
+kind: Job
+metadata: {name: pi, labels: {demo: berth}}
+spec:
+  template:
+    metadata: {labels: {app: $app}}
+    spec:
+      restartPolicy: Never
+      containers: [{name: pi, image: busybox, command: [sh, -c, "echo 3.14159; exit 0"]}]
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: tick, labels: {demo: berth}}
+spec:
+  schedule: "* * * * *"
+  jobTemplate:
+    spec:
+      template:
+        metadata: {labels: {app: $app}}
+        spec:
+          restartPolicy: Never
+          containers: [{name: tick, image: busybox, command: [date]}]
+YAML
+show kubectl apply -f "$state/jobs.yaml"
+show kubectl wait --for=condition=Complete job/pi --timeout=60s
+show kubectl logs job/pi
+echo "(the CronJob starts at the next full minute)"
+ticked() { kubectl get jobs -o jsonpath='{range .items[?(@.status.succeeded==1)]}{.metadata.name}{"\n"}{end}' | grep -q '^tick-'; }
+until_true 90 ticked || fail "the CronJob did not run"
+show kubectl get cronjob,job
+
+step "A pod outside every profile waits, as everywhere, for a node that suits it"
+kubectl run outside --labels=demo=berth --image=nginx >/dev/null
+unschedulable() { kubectl get pod outside -o jsonpath='{.status.conditions[?(@.type=="PodScheduled")].message}' | grep -q 'nodes are available'; }
+until_true 30 unschedulable || fail "the default scheduler said nothing"
+show kubectl get pod outside
+kubectl get pod outside -o jsonpath='{.status.conditions[?(@.type=="PodScheduled")].message}{"\n"}'
+
+step "Done"
+kubectl delete deployment,job,cronjob,pod -l demo=berth --wait=true >/dev/null
+cat <<TEXT
+The cluster goes on running. Use it:    export KUBECONFIG=/var/lib/berth/kubeconfig/admin   (or: bin/berth kubectl ...)
+Stop it and leave nothing behind:       make down
+TEXT
