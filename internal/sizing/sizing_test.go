@@ -1,0 +1,142 @@
+package sizing
+
+import (
+	"math"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+func container(requests, limits map[corev1.ResourceName]string) corev1.Container {
+	list := func(m map[corev1.ResourceName]string) corev1.ResourceList {
+		out := corev1.ResourceList{}
+		for k, v := range m {
+			if v != "" {
+				out[k] = resource.MustParse(v)
+			}
+		}
+		return out
+	}
+	return corev1.Container{Resources: corev1.ResourceRequirements{Requests: list(requests), Limits: list(limits)}}
+}
+
+func asking(cpu, memory string) corev1.Container {
+	return container(map[corev1.ResourceName]string{corev1.ResourceCPU: cpu, corev1.ResourceMemory: memory}, nil)
+}
+
+func TestTableHas74Combinations(t *testing.T) {
+	if got := len(Table()); got != 74 {
+		t.Fatalf("got %d sizes, want 74 (facts 3.2)", got)
+	}
+}
+
+func TestVectors(t *testing.T) {
+	tests := map[string]struct{ cpu, memory, want string }{
+		"facts 3.3: nothing asked (UG)":                {"", "", "0.25vCPU 0.5GB"},
+		"facts 3.3: 250m 256Mi":                        {"250m", "256Mi", "0.25vCPU 0.5GB"},
+		"facts 3.3: one MiB more":                      {"250m", "257Mi", "0.25vCPU 1GB"},
+		"facts 3.3: 250m 512Mi (OBS)":                  {"250m", "512Mi", "0.25vCPU 1GB"},
+		"facts 3.3: 250m 1792Mi":                       {"250m", "1792Mi", "0.25vCPU 2GB"},
+		"facts 3.3: over the tier":                     {"250m", "1793Mi", "0.5vCPU 3GB"},
+		"facts 3.3: 300m":                              {"300m", "", "0.5vCPU 1GB"},
+		"facts 3.3: 1 8Gi (UG)":                        {"1", "8Gi", "2vCPU 9GB"},
+		"facts 3.3: 1 4Gi (OBS)":                       {"1", "4Gi", "1vCPU 5GB"},
+		"facts 3.3: 3 4Gi":                             {"3", "4Gi", "4vCPU 8GB"},
+		"facts 3.3: 4 30Gi":                            {"4", "30Gi", "8vCPU 32GB"},
+		"facts 3.3: 8 60Gi":                            {"8", "60Gi", "16vCPU 64GB"},
+		"facts 3.3: largest":                           {"16", "122624Mi", "16vCPU 120GB"},
+		"facts 3.3: 120Gi is too much":                 {"16", "120Gi", ""},
+		"facts 3.3: 16001m is too much":                {"16001m", "", ""},
+		"facts 3.2: GB is binary, 750M (OBS)":          {"", "750M", "0.25vCPU 1GB"},
+		"facts 3.2: GB is binary, 2.5G at 1 CPU (OBS)": {"1", "2.5G", "1vCPU 3GB"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{asking(test.cpu, test.memory)}})
+			if test.want == "" {
+				if _, ok := err.(*TooLargeError); !ok {
+					t.Fatalf("got %v, %v, want a TooLargeError", size, err)
+				}
+				return
+			}
+			if err != nil || CapacityProvisioned(size) != test.want {
+				t.Fatalf("got %q, %v, want %q", CapacityProvisioned(size), err, test.want)
+			}
+		})
+	}
+}
+
+func TestContainersTogether(t *testing.T) {
+	always := corev1.ContainerRestartPolicyAlways
+	sidecar := asking("500m", "1Gi")
+	sidecar.RestartPolicy = &always
+	limited := container(nil, map[corev1.ResourceName]string{corev1.ResourceCPU: "1", corev1.ResourceMemory: "1Gi"})
+	tests := map[string]struct {
+		spec corev1.PodSpec
+		want string
+	}{
+		"facts 3.1 rule 2: containers add up":          {corev1.PodSpec{Containers: []corev1.Container{asking("500m", "1Gi"), asking("500m", "1Gi")}}, "1vCPU 3GB"},
+		"facts 3.1 rule 3: the larger of init and run": {corev1.PodSpec{InitContainers: []corev1.Container{asking("2", "")}, Containers: []corev1.Container{asking("", "3Gi")}}, "2vCPU 4GB"},
+		"facts 3.4: a sidecar counts with the rest":    {corev1.PodSpec{InitContainers: []corev1.Container{sidecar}, Containers: []corev1.Container{asking("500m", "1Gi")}}, "1vCPU 3GB"},
+		"facts 3.4: a request defaults to its limit":   {corev1.PodSpec{Containers: []corev1.Container{limited}}, "1vCPU 2GB"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			size, err := ForPod(&test.spec)
+			if err != nil || CapacityProvisioned(size) != test.want {
+				t.Fatalf("got %q, %v, want %q", CapacityProvisioned(size), err, test.want)
+			}
+		})
+	}
+}
+
+func TestStorage(t *testing.T) {
+	tests := map[string]struct{ asked, want string }{
+		"facts 3.5: default 20 GiB":      {"", "20Gi"},
+		"facts 3.5: little asked":        {"1Gi", "20Gi"},
+		"facts 3.5: 100 GiB gives 115":   {"100Gi", "115Gi"},
+		"facts 3.5: over 175 GiB is out": {"176Gi", ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			c := container(map[corev1.ResourceName]string{corev1.ResourceEphemeralStorage: test.asked}, nil)
+			size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{c}})
+			if (err != nil) != (test.want == "") || err == nil && size.EphemeralStorage.String() != test.want {
+				t.Fatalf("got %s, %v, want %q", size.EphemeralStorage.String(), err, test.want)
+			}
+		})
+	}
+}
+
+func TestPrice(t *testing.T) {
+	if got := PricePerHour(Table()[0]); math.Abs(got-0.0123425) > 1e-9 {
+		t.Fatalf("got %v, want 0.0123425 (facts 7)", got)
+	}
+}
+
+// FuzzForPod: never panics, never gives less than was asked, never a size outside the table.
+func FuzzForPod(f *testing.F) {
+	f.Add(int64(250), int64(256<<20), int64(0))
+	f.Add(int64(math.MaxInt64), int64(math.MaxInt64), int64(math.MaxInt64))
+	f.Fuzz(func(t *testing.T, milli, memory, storage int64) {
+		c := corev1.Container{Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
+			corev1.ResourceCPU:              *resource.NewMilliQuantity(milli, resource.DecimalSI),
+			corev1.ResourceMemory:           *resource.NewQuantity(memory, resource.BinarySI),
+			corev1.ResourceEphemeralStorage: *resource.NewQuantity(storage, resource.BinarySI),
+		}}}
+		size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{c}})
+		if err != nil {
+			return
+		}
+		if size.CPU.MilliValue() < milli || size.Memory.Value() < memory || size.EphemeralStorage.Value() < storage {
+			t.Fatalf("%v holds less than %dm %d %d", size, milli, memory, storage)
+		}
+		for _, s := range Table() {
+			if s.CPU.Equal(size.CPU) && s.Memory.Equal(size.Memory) {
+				return
+			}
+		}
+		t.Fatalf("%v is not in the table", size)
+	})
+}
