@@ -1,0 +1,151 @@
+// Package podcheck lists what Fargate refuses about a pod, in the words and the order of AWS's published validator
+// (facts 4.2). Pure: lookups come in as a function.
+package podcheck
+
+import (
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Options of a check.
+type Options struct {
+	// PVC looks up a claim and, if it is bound, its volume. Nil: claims are not judged.
+	PVC func(namespace, name string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, error)
+}
+
+// efsDriver is the one CSI driver that Fargate mounts (facts 4.2, 4b).
+const efsDriver = "efs.csi.aws.com"
+
+// permitted capabilities to add: containerd's default set (facts 4.2).
+var permitted = map[corev1.Capability]bool{
+	"AUDIT_WRITE": true, "CHOWN": true, "DAC_OVERRIDE": true, "FOWNER": true, "FSETID": true, "KILL": true, "MKNOD": true,
+	"NET_BIND_SERVICE": true, "NET_RAW": true, "SETFCAP": true, "SETGID": true, "SETPCAP": true, "SETUID": true, "SYS_CHROOT": true,
+}
+
+// Violations lists everything about the pod that Fargate refuses; empty means none. All checks run.
+func Violations(pod *corev1.Pod, opts Options) []string {
+	var out []string
+	add := func(s string) {
+		if s != "" {
+			out = append(out, s)
+		}
+	}
+	for _, owner := range pod.OwnerReferences {
+		if owner.Kind == "DaemonSet" {
+			add("DaemonSet not supported")
+			break
+		}
+	}
+	add(hostNamespaces(&pod.Spec))
+	containers := append(append([]corev1.Container(nil), pod.Spec.InitContainers...), pod.Spec.Containers...)
+	add(securityContexts(containers))
+	if v := volumes(pod, opts); len(v) > 0 {
+		add("volumes not supported: " + strings.Join(v, ", "))
+	}
+	devices, ports := false, false
+	for _, c := range containers {
+		devices = devices || len(c.VolumeDevices) > 0
+		for _, p := range c.Ports {
+			ports = ports || p.HostPort > 0 || p.HostIP != ""
+		}
+	}
+	if devices {
+		add("volumeDevices not supported")
+	}
+	if ports {
+		add("port contains HostIP or HostPort")
+	}
+	return out
+}
+
+func hostNamespaces(spec *corev1.PodSpec) string {
+	var fields []string
+	for _, f := range []struct {
+		set  bool
+		name string
+	}{{spec.HostNetwork, "HostNetwork"}, {spec.HostPID, "HostPID"}, {spec.HostIPC, "HostIPC"}} {
+		if f.set {
+			fields = append(fields, f.name)
+		}
+	}
+	if len(fields) == 0 {
+		return ""
+	}
+	return "fields not supported: " + strings.Join(fields, ", ")
+}
+
+func securityContexts(containers []corev1.Container) string {
+	var lists []string
+	for _, c := range containers {
+		if fields := securityContext(c.SecurityContext); len(fields) > 0 {
+			lists = append(lists, strings.Join(fields, ", "))
+		}
+	}
+	if len(lists) == 0 {
+		return ""
+	}
+	return "invalid SecurityContext fields: " + strings.Join(lists, ",")
+}
+
+func securityContext(sc *corev1.SecurityContext) []string {
+	if sc == nil {
+		return nil
+	}
+	var fields []string
+	if sc.Capabilities != nil {
+		var refused []string
+		for _, c := range sc.Capabilities.Add {
+			if !permitted[c] {
+				refused = append(refused, string(c))
+			}
+		}
+		if len(refused) > 0 {
+			fields = append(fields, "Capabilities added: "+strings.Join(refused, ", "))
+		}
+	}
+	if sc.AllowPrivilegeEscalation != nil && *sc.AllowPrivilegeEscalation {
+		fields = append(fields, "AllowPrivilegeEscalation")
+	}
+	if sc.Privileged != nil && *sc.Privileged {
+		fields = append(fields, "Privileged")
+	}
+	return fields
+}
+
+func volumes(pod *corev1.Pod, opts Options) []string {
+	var out []string
+	for _, v := range pod.Spec.Volumes {
+		switch {
+		case v.EmptyDir != nil, v.Secret != nil, v.ConfigMap != nil, v.Projected != nil, v.DownwardAPI != nil, v.NFS != nil:
+		case v.PersistentVolumeClaim != nil:
+			if opts.PVC == nil {
+				continue
+			}
+			if why := claim(pod.Namespace, v.PersistentVolumeClaim.ClaimName, opts); why != "" {
+				out = append(out, fmt.Sprintf("%s not supported because: %s", v.Name, why))
+			}
+		default:
+			out = append(out, v.Name+" is of an unsupported volume Type")
+		}
+	}
+	return out
+}
+
+func claim(namespace, name string, opts Options) string {
+	pvc, pv, err := opts.PVC(namespace, name)
+	switch {
+	case err != nil:
+		return err.Error()
+	case pvc == nil || pvc.Status.Phase != corev1.ClaimBound || pv == nil:
+		return fmt.Sprintf("PVC %s not bound", name)
+	case pv.Spec.NFS != nil:
+		return ""
+	case pv.Spec.CSI == nil:
+		return fmt.Sprintf("PVC %s bound to invalid PV %s with nil CSI spec", name, pv.Name)
+	case pv.Spec.CSI.Driver != efsDriver:
+		return fmt.Sprintf("PVC %s bound to invalid PV %s with CSI Driver: %s", name, pv.Name, pv.Spec.CSI.Driver)
+	}
+	return ""
+}
