@@ -1,0 +1,256 @@
+// Package scheduler is fargate-scheduler: it checks, sizes and places each pod that the webhook marked, writes the
+// decision down as a Berth and binds the pod to the node that the Berth names.
+package scheduler
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/controller/admission"
+	"github.com/berth-run/berth/internal/eks"
+	"github.com/berth-run/berth/internal/placement"
+	"github.com/berth-run/berth/internal/podcheck"
+	"github.com/berth-run/berth/internal/sizing"
+)
+
+const (
+	// AnnotationPlaced on a Berth is when host, subnet and address were chosen (RFC 3339 with nanoseconds).
+	AnnotationPlaced = "berth.run/placed-at"
+	// retryInterval: a pod that cannot run now is looked at again then, even if nothing that it waits for was seen to change.
+	retryInterval = 30 * time.Second
+	// repeatAfter: the same event is said again no sooner.
+	repeatAfter = 5 * time.Minute
+	maxPodName  = 200
+)
+
+// Reconciler places pods.
+type Reconciler struct {
+	Client    client.Client
+	Recorder  record.EventRecorder
+	Addresses *Addresses
+	Region    string
+	Now       func() time.Time
+
+	// placing makes one decision at a time, so that two pods do not get the same room on a host before the cache shows it.
+	placing sync.Mutex
+	// pending are berths that were made here and may not be in the cache yet, by pod.
+	pending map[types.UID]v1alpha1.Berth
+	said    sync.Map // pod UID -> saying
+}
+
+type saying struct {
+	message string
+	at      time.Time
+}
+
+// BerthName is the name of a pod's Berth, the same at every try.
+func BerthName(pod *corev1.Pod) string {
+	sum := sha256.Sum256([]byte(pod.UID))
+	name := pod.Name
+	if len(name) > maxPodName {
+		name = name[:maxPodName]
+	}
+	return name + "-" + hex.EncodeToString(sum[:4])
+}
+
+// Reconcile places one pod.
+func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var pod corev1.Pod
+	if err := r.Client.Get(ctx, req.NamespacedName, &pod); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if pod.Spec.NodeName != "" || pod.DeletionTimestamp != nil || len(pod.Spec.SchedulingGates) > 0 ||
+		pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+		r.said.Delete(pod.UID)
+		return reconcile.Result{}, nil
+	}
+	berth, refusal, err := r.decide(ctx, &pod)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if refusal != nil {
+		return reconcile.Result{RequeueAfter: retryInterval}, r.refuse(ctx, &pod, *refusal)
+	}
+	if err := r.bind(ctx, &pod, berth); err != nil {
+		return reconcile.Result{}, err
+	}
+	r.said.Delete(pod.UID)
+	r.Recorder.Event(&pod, corev1.EventTypeNormal, eks.EventScheduled, eks.MessageScheduled(pod.Namespace, pod.Name, berth.Spec.NodeName))
+	return reconcile.Result{}, nil
+}
+
+// refusal is why a pod cannot run now: the reason of its condition PodScheduled, and a sentence.
+type refusal struct{ reason, message string }
+
+// decide finds the pod's Berth or makes it.
+func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Berth, *refusal, error) {
+	existing := &v1alpha1.Berth{}
+	err := r.Client.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: BerthName(pod)}, existing)
+	if err == nil {
+		return existing, nil, nil
+	}
+	if !apierrors.IsNotFound(err) {
+		return nil, nil, fmt.Errorf("get the pod's berth: %w", err)
+	}
+	profile, no, err := r.profileOf(ctx, pod)
+	if no != nil || err != nil {
+		return nil, no, err
+	}
+	if violations := podcheck.Violations(pod, podcheck.Options{PVC: r.claim(ctx)}); len(violations) > 0 {
+		return nil, &refusal{eks.ReasonUnsupported, eks.MessageUnsupported(violations)}, nil
+	}
+	size, err := sizing.ForPod(&pod.Spec)
+	if err != nil {
+		return nil, &refusal{eks.ReasonTooLarge, err.Error()}, nil
+	}
+	return r.place(ctx, pod, profile, size)
+}
+
+func (r *Reconciler) profileOf(ctx context.Context, pod *corev1.Pod) (*v1alpha1.FargateProfile, *refusal, error) {
+	name := pod.Labels[eks.LabelProfile]
+	if name == "" {
+		return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf(
+			"Pod is not authorized to run on Fargate: it asks for scheduler %s, but no profile matched when it was created. Remove spec.schedulerName, or create a profile that matches and then the pod again.", eks.SchedulerName)}, nil
+	}
+	profile := &v1alpha1.FargateProfile{}
+	err := r.Client.Get(ctx, client.ObjectKey{Name: name}, profile)
+	if apierrors.IsNotFound(err) || err == nil && (profile.DeletionTimestamp != nil || profile.Status.Status != v1alpha1.ProfileActive) {
+		return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf("Misconfigured Fargate Profile: fargate profile %s does not exist or is not ACTIVE", name)}, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("get profile %s: %w", name, err)
+	}
+	return profile, nil, nil
+}
+
+func (r *Reconciler) claim(ctx context.Context) func(string, string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, error) {
+	return func(namespace, name string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, error) {
+		pvc := &corev1.PersistentVolumeClaim{}
+		if err := r.Client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, pvc); err != nil {
+			return nil, nil, err
+		}
+		if pvc.Spec.VolumeName == "" {
+			return pvc, nil, nil
+		}
+		pv := &corev1.PersistentVolume{}
+		if err := r.Client.Get(ctx, client.ObjectKey{Name: pvc.Spec.VolumeName}, pv); err != nil {
+			return nil, nil, err
+		}
+		return pvc, pv, nil
+	}
+}
+
+// place chooses and writes the decision down, one pod at a time.
+func (r *Reconciler) place(ctx context.Context, pod *corev1.Pod, profile *v1alpha1.FargateProfile, size v1alpha1.Size) (*v1alpha1.Berth, *refusal, error) {
+	r.placing.Lock()
+	defer r.placing.Unlock()
+	now := r.Now()
+	if err := r.Addresses.Sync(ctx, r.Client, now); err != nil {
+		return nil, nil, err
+	}
+	in, err := r.snapshot(ctx, profile, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	in.Pod, in.Size, in.Isolation, in.ProfileName = pod, size, profile.Spec.Isolation, profile.Name
+	choice, err := placement.Choose(in, r.Region)
+	var noRoom *placement.NoCapacityError
+	var badSelector *placement.NodeSelectorError
+	switch {
+	case errors.As(err, &noRoom), errors.As(err, &badSelector):
+		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error()}, nil
+	case err != nil:
+		return nil, nil, err
+	}
+	addr, err := r.Addresses.Take(choice.Subnet, pod.UID, now)
+	if err != nil {
+		return nil, &refusal{corev1.PodReasonUnschedulable, (&placement.NoCapacityError{Details: []string{err.Error()}}).Error()}, nil
+	}
+	berth := newBerth(pod, profile, choice, size, eks.NodeName(addr, r.Region), addr.String(), now)
+	if err := r.Client.Create(ctx, berth); err != nil {
+		r.Addresses.GiveBack(pod.UID, now)
+		return nil, nil, fmt.Errorf("create berth %s: %w", berth.Name, err)
+	}
+	r.pending[pod.UID] = *berth
+	return berth, nil, nil
+}
+
+func newBerth(pod *corev1.Pod, profile *v1alpha1.FargateProfile, c placement.Choice, size v1alpha1.Size, node, ip string, now time.Time) *v1alpha1.Berth {
+	return &v1alpha1.Berth{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: pod.Namespace, Name: BerthName(pod),
+			Labels:     map[string]string{eks.LabelProfile: profile.Name},
+			Finalizers: []string{v1alpha1.FinalizerHost, v1alpha1.FinalizerNode},
+			Annotations: map[string]string{
+				admission.AnnotationAdmitted: pod.Annotations[admission.AnnotationAdmitted],
+				AnnotationPlaced:             now.UTC().Format(time.RFC3339Nano),
+			},
+			OwnerReferences: []metav1.OwnerReference{{
+				APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID, Controller: ptr.To(true), BlockOwnerDeletion: ptr.To(false),
+			}},
+		},
+		Spec: v1alpha1.BerthSpec{
+			Pod:         v1alpha1.PodReference{Name: pod.Name, UID: pod.UID},
+			ProfileName: profile.Name, HostName: c.Host, SubnetName: c.Subnet, Zone: c.Zone,
+			NodeName: node, IP: ip, Size: size, Isolation: c.Isolation,
+		},
+	}
+}
+
+// bind binds the pod to its node; the annotation travels with the binding, in one write.
+func (r *Reconciler) bind(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.Berth) error {
+	binding := &corev1.Binding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+			Annotations: map[string]string{eks.AnnotationCapacityProvisioned: sizing.CapacityProvisioned(berth.Spec.Size)}},
+		Target: corev1.ObjectReference{Kind: "Node", Name: berth.Spec.NodeName},
+	}
+	err := r.Client.SubResource("binding").Create(ctx, pod, binding)
+	if err != nil {
+		return fmt.Errorf("bind pod %s/%s to %s: %w", pod.Namespace, pod.Name, berth.Spec.NodeName, client.IgnoreNotFound(err))
+	}
+	return nil
+}
+
+// refuse tells the pod's owner why it waits: as an event and as condition PodScheduled=False.
+func (r *Reconciler) refuse(ctx context.Context, pod *corev1.Pod, no refusal) error {
+	now := r.Now()
+	if last, ok := r.said.Load(pod.UID); !ok || last.(saying).message != no.message || now.Sub(last.(saying).at) >= repeatAfter {
+		r.said.Store(pod.UID, saying{no.message, now})
+		r.Recorder.Event(pod, corev1.EventTypeWarning, eks.EventFailedScheduling, no.message)
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == no.reason && c.Message == no.message {
+			return nil
+		}
+	}
+	before := pod.DeepCopy()
+	condition := corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: no.reason, Message: no.message, LastTransitionTime: metav1.NewTime(now)}
+	kept := pod.Status.Conditions[:0]
+	for _, c := range pod.Status.Conditions {
+		if c.Type != corev1.PodScheduled {
+			kept = append(kept, c)
+		}
+	}
+	pod.Status.Conditions = append(kept, condition)
+	if err := r.Client.Status().Patch(ctx, pod, client.StrategicMergeFrom(before)); err != nil {
+		return fmt.Errorf("say why pod %s/%s waits: %w", pod.Namespace, pod.Name, client.IgnoreNotFound(err))
+	}
+	return nil
+}
+
+var _ reconcile.Reconciler = (*Reconciler)(nil)
