@@ -219,9 +219,8 @@ func (r *Reconciler) bind(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.
 			Annotations: map[string]string{eks.AnnotationCapacityProvisioned: sizing.CapacityProvisioned(berth.Spec.Size)}},
 		Target: corev1.ObjectReference{Kind: "Node", Name: berth.Spec.NodeName},
 	}
-	err := r.Client.SubResource("binding").Create(ctx, pod, binding)
-	if err != nil {
-		return fmt.Errorf("bind pod %s/%s to %s: %w", pod.Namespace, pod.Name, berth.Spec.NodeName, client.IgnoreNotFound(err))
+	if err := r.Client.SubResource("binding").Create(ctx, pod, binding); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("bind pod %s/%s to %s: %w", pod.Namespace, pod.Name, berth.Spec.NodeName, err)
 	}
 	return nil
 }
@@ -247,8 +246,8 @@ func (r *Reconciler) refuse(ctx context.Context, pod *corev1.Pod, no refusal) er
 		}
 	}
 	pod.Status.Conditions = append(kept, condition)
-	if err := r.Client.Status().Patch(ctx, pod, client.StrategicMergeFrom(before)); err != nil {
-		return fmt.Errorf("say why pod %s/%s waits: %w", pod.Namespace, pod.Name, client.IgnoreNotFound(err))
+	if err := r.Client.Status().Patch(ctx, pod, client.StrategicMergeFrom(before)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("say why pod %s/%s waits: %w", pod.Namespace, pod.Name, err)
 	}
 	return nil
 }

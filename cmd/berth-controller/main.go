@@ -1,0 +1,35 @@
+// Command berth-controller runs Berth's admission webhook, fargate-scheduler and controllers.
+package main
+
+import (
+	"flag"
+	"log/slog"
+	"os"
+
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/berth-run/berth/internal/controller"
+	"github.com/berth-run/berth/internal/layout"
+)
+
+func main() {
+	var o controller.Options
+	fs := flag.NewFlagSet("berth-controller", flag.ExitOnError)
+	fs.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of user berth:controller")
+	fs.StringVar(&o.Region, "region", layout.DefaultRegion, "region in node names and labels")
+	fs.StringVar(&o.WebhookCert, "webhook-cert", "", "PEM `file` of the admission webhook's certificate")
+	fs.StringVar(&o.WebhookKey, "webhook-key", "", "PEM `file` of its key")
+	fs.StringVar(&o.WebhookCA, "webhook-ca", "", "PEM `file` of the CA that signed it")
+	fs.IntVar(&o.HealthPort, "health-port", layout.ControllerHealthPort, "loopback port of /healthz and /readyz")
+	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "let one of several controllers lead")
+	_ = fs.Parse(os.Args[1:]) // exits on an error
+	log := logr.FromSlogHandler(slog.NewTextHandler(os.Stderr, nil))
+	ctrl.SetLogger(log)
+	klog.SetLogger(log)
+	if err := controller.Run(ctrl.SetupSignalHandler(), o); err != nil {
+		slog.Error("berth-controller ends", "error", err)
+		os.Exit(1)
+	}
+}

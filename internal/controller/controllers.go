@@ -1,0 +1,143 @@
+// Package controller runs Berth's controllers in one process; All is the list of them.
+package controller
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	certificates "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/record"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+
+	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/controller/admission"
+	"github.com/berth-run/berth/internal/controller/berth"
+	"github.com/berth-run/berth/internal/controller/host"
+	"github.com/berth-run/berth/internal/controller/nodecert"
+	"github.com/berth-run/berth/internal/controller/profile"
+	"github.com/berth-run/berth/internal/controller/scheduler"
+	"github.com/berth-run/berth/internal/controller/subnet"
+	"github.com/berth-run/berth/internal/eks"
+)
+
+// Options of the controllers' process.
+type Options struct {
+	Kubeconfig, Region                 string
+	WebhookCert, WebhookKey, WebhookCA string // PEM files
+	HealthPort                         int
+	LeaderElect                        bool
+}
+
+// Scheme knows Kubernetes' and Berth's types.
+func Scheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(s); err != nil {
+			panic(err) // the types of this program clash with each other: a mistake in it
+		}
+	}
+	return s
+}
+
+// Setup is one controller.
+type Setup interface{ Setup(ctrl.Manager) error }
+
+// All controllers of a cluster.
+func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecorder, region string) []Setup {
+	c, live, addresses := mgr.GetClient(), mgr.GetAPIReader(), scheduler.NewAddresses()
+	return []Setup{
+		scheduler.New(c, recorder, addresses, region),
+		&berth.Reconciler{Client: c, Live: live, Now: time.Now},
+		&profile.Reconciler{Client: c},
+		&subnet.Reconciler{Client: c, Usage: addresses, Now: time.Now},
+		&host.Reconciler{Client: c, Now: time.Now},
+		&nodecert.Reconciler{Client: c, Live: live, Approver: kube},
+	}
+}
+
+// Run runs the controllers until ctx ends.
+func Run(ctx context.Context, o Options) error {
+	config, err := clientcmd.BuildConfigFromFlags("", o.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("read kubeconfig %s: %w", o.Kubeconfig, err)
+	}
+	config.QPS = -1 // the API server's priority and fairness limits us, not a guess made here
+	ca, err := os.ReadFile(o.WebhookCA)
+	if err != nil {
+		return fmt.Errorf("read the webhook's CA (--webhook-ca): %w", err)
+	}
+	mgr, err := newManager(config, o)
+	if err != nil {
+		return err
+	}
+	kube, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("make the API client: %w", err)
+	}
+	events := record.NewBroadcaster(record.WithContext(ctx))
+	events.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: kube.CoreV1().Events("")})
+	recorder := events.NewRecorder(mgr.GetScheme(), corev1.EventSource{Component: eks.SchedulerName})
+	for _, c := range All(mgr, kube, recorder, o.Region) {
+		if err := c.Setup(mgr); err != nil {
+			return fmt.Errorf("set up %T: %w", c, err)
+		}
+	}
+	mgr.GetWebhookServer().Register(admission.Path, &webhook.Admission{Handler: &admission.Handler{Reader: mgr.GetClient(), Now: time.Now}})
+	register := manager.RunnableFunc(func(ctx context.Context) error {
+		return admission.Register(ctx, mgr.GetClient(), ca)
+	})
+	if err := mgr.Add(register); err != nil {
+		return fmt.Errorf("add the webhook's registration: %w", err)
+	}
+	return mgr.Start(ctx)
+}
+
+func newManager(config *rest.Config, o Options) (ctrl.Manager, error) {
+	options := ctrl.Options{
+		Scheme:                        Scheme(),
+		Metrics:                       metricsserver.Options{BindAddress: "0"},
+		HealthProbeBindAddress:        fmt.Sprintf("127.0.0.1:%d", o.HealthPort),
+		LeaderElection:                o.LeaderElect,
+		LeaderElectionID:              "berth-controller",
+		LeaderElectionNamespace:       "kube-system",
+		LeaderElectionReleaseOnCancel: true,
+		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
+			&corev1.Pod{}: {Field: fields.OneTermEqualSelector("spec.schedulerName", eks.SchedulerName)},
+			&certificates.CertificateSigningRequest{}: {},
+		}, DefaultTransform: cache.TransformStripManagedFields()},
+		WebhookServer: webhook.NewServer(webhook.Options{
+			Host: "127.0.0.1", Port: eks.WebhookPort, CertDir: filepath.Dir(o.WebhookCert),
+			CertName: filepath.Base(o.WebhookCert), KeyName: filepath.Base(o.WebhookKey),
+			TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }},
+		}),
+	}
+	mgr, err := ctrl.NewManager(config, options)
+	if err != nil {
+		return nil, fmt.Errorf("make the controllers' manager: %w", err)
+	}
+	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return nil, err
+	}
+	if err := mgr.AddReadyzCheck("webhook", mgr.GetWebhookServer().StartedChecker()); err != nil {
+		return nil, err
+	}
+	return mgr, nil
+}
