@@ -14,8 +14,6 @@ const (
 	KubeletRange = "10.90.240.0/21"
 	// VethPrefix begins the name of the host end of each pod's link.
 	VethPrefix = "bth"
-	// NetNSPrefix begins the name of each pod's network namespace that we make ourselves.
-	NetNSPrefix = "berth-"
 	// NFTTable is the one nftables table (family ip) that is ours.
 	NFTTable = "berth"
 	// PodCgroup is the parent of every pod's cgroup, in every hierarchy: /berth/<pod uid>.

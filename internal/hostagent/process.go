@@ -1,0 +1,216 @@
+package hostagent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/layout"
+	"github.com/berth-run/berth/internal/nodeconfig"
+)
+
+const (
+	pidFile = "pid"
+	// stopLimit is how long a node process may take to end by itself.
+	stopLimit = 2 * time.Second
+)
+
+// nodeProcesses starts and ends the kubelet processes of pods. They are in sessions of their own and outlive the agent;
+// what is needed to find them again is in each node's run directory.
+type nodeProcesses struct {
+	dirs    layout.Dirs
+	program string
+
+	mu   sync.Mutex
+	pool []*waitingProcess
+	want int
+}
+
+// waitingProcess has been started ahead of need and waits for its configuration.
+type waitingProcess struct {
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	log   string
+}
+
+func newNodeProcesses(dirs layout.Dirs, program string, ahead int) *nodeProcesses {
+	return &nodeProcesses{dirs: dirs, program: program, want: ahead}
+}
+
+// refill starts processes until enough wait.
+func (n *nodeProcesses) refill() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for len(n.pool) < n.want {
+		p, err := n.launch()
+		if err != nil {
+			slog.Error("start a node process ahead of need", "error", err)
+			return
+		}
+		n.pool = append(n.pool, p)
+	}
+}
+
+func (n *nodeProcesses) launch() (*waitingProcess, error) {
+	dir := filepath.Join(n.dirs.Log, "nodes")
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("make the log directory of nodes: %w", err)
+	}
+	log, err := os.CreateTemp(dir, "waiting-*.log")
+	if err != nil {
+		return nil, fmt.Errorf("make a log for a node process: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command(n.program)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("make a pipe to a node process: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		os.Remove(log.Name())
+		return nil, fmt.Errorf("start %s: %w", n.program, err)
+	}
+	return &waitingProcess{cmd, stdin, log.Name()}, nil
+}
+
+// dismiss lets the waiting processes go.
+func (n *nodeProcesses) dismiss() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.want = 0
+	for _, p := range n.pool {
+		p.stdin.Close()
+		_ = p.cmd.Wait()
+		os.Remove(p.log)
+	}
+	n.pool = nil
+}
+
+func (n *nodeProcesses) take() (*waitingProcess, error) {
+	n.mu.Lock()
+	for len(n.pool) > 0 {
+		p := n.pool[0]
+		n.pool = n.pool[1:]
+		if p.cmd.Process.Signal(syscall.Signal(0)) == nil {
+			n.mu.Unlock()
+			return p, nil
+		}
+		os.Remove(p.log)
+	}
+	n.mu.Unlock()
+	return n.launch()
+}
+
+// start gives a process the configuration of a node; ended is called when it ends, whoever ended it.
+func (n *nodeProcesses) start(cfg nodeconfig.Config, ended func()) error {
+	p, err := n.take()
+	if err != nil {
+		return err
+	}
+	go n.refill()
+	uid := string(cfg.PodUID)
+	if err := os.Rename(p.log, n.dirs.NodeLog(uid)); err != nil {
+		slog.Warn("name a node's log", "error", err)
+	}
+	pid := p.cmd.Process.Pid
+	if err := remember(n.dirs.NodeRun(uid), pid); err != nil {
+		p.stdin.Close()
+		return err
+	}
+	data, err := json.Marshal(cfg)
+	if err == nil {
+		_, err = p.stdin.Write(data)
+	}
+	if err = errors.Join(err, p.stdin.Close()); err != nil {
+		_ = p.cmd.Process.Kill()
+		return fmt.Errorf("configure the node process of %s: %w", cfg.NodeName, err)
+	}
+	go func() {
+		_ = p.cmd.Wait()
+		ended()
+	}()
+	return nil
+}
+
+// remember keeps a process's id and start time, which together name it for good.
+func remember(dir string, pid int) error {
+	started, err := startTime(pid)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, pidFile), []byte(fmt.Sprintf("%d %s\n", pid, started)), 0o600); err != nil {
+		return fmt.Errorf("keep the node process's id: %w", err)
+	}
+	return nil
+}
+
+// startTime is field 22 of /proc/PID/stat: clock ticks after boot.
+func startTime(pid int) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", fmt.Errorf("look at process %d: %w", pid, err)
+	}
+	rest := string(stat[strings.LastIndexByte(string(stat), ')')+1:])
+	fields := strings.Fields(rest)
+	if len(fields) < 20 || fields[0] == "Z" {
+		return "", fmt.Errorf("process %d has ended", pid)
+	}
+	return fields[19], nil
+}
+
+// running is the id of a node's process, or 0 if it does not run.
+func (n *nodeProcesses) running(uid string) int {
+	data, err := os.ReadFile(filepath.Join(n.dirs.NodeRun(uid), pidFile))
+	if err != nil {
+		return 0
+	}
+	id, started, _ := strings.Cut(strings.TrimSpace(string(data)), " ")
+	pid, err := strconv.Atoi(id)
+	if err != nil {
+		return 0
+	}
+	if now, err := startTime(pid); err != nil || now != started {
+		return 0
+	}
+	return pid
+}
+
+// stop ends a node's process: politely, and after stopLimit for certain.
+func (n *nodeProcesses) stop(uid string) error {
+	pid := n.running(uid)
+	if pid == 0 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil // it ended meanwhile
+	}
+	defer unix.Close(fd)
+	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if n.running(uid) != pid {
+			return nil
+		}
+		if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("end node process %d: %w", pid, err)
+		}
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if ready, err := unix.Poll(poll, int(stopLimit.Milliseconds())); err == nil && ready > 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("node process %d does not end", pid)
+}
