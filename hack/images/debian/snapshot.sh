@@ -1,0 +1,33 @@
+#!/bin/sh
+# A hook of mmdebstrap: makes the root file system $1 forget when and where it was made, then packs it into layers:
+# base.tar.gz, nginx.tar.gz over it, and busybox.tar.gz of its own. Wants MKIMAGE, LAYERS and IMAGES in the environment.
+set -eu
+root=$1
+export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG
+
+forget() {
+  rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/* "$root"/var/log/apt "$root"/var/log/*.log \
+    "$root"/var/lib/dpkg/*-old "$root"/etc/*- "$root"/tmp/* "$root"/dev/* "$root"/run/*
+  : > "$root/etc/machine-id"
+  rm -f "$root/etc/resolv.conf" "$root/etc/hostname"
+}
+
+busybox=$(mktemp -d)
+trap 'rm -rf "$busybox"' EXIT
+(cd "$busybox" && apt-get download busybox-static && dpkg-deb --extract busybox-static_*.deb deb)
+sh "$IMAGES/busybox/layout.sh" "$busybox/deb" "$busybox/root"
+"$MKIMAGE" layer -o "$LAYERS/busybox.tar.gz" "$busybox/root"
+"$busybox/root/bin/busybox" | sed -n '1s/^BusyBox v\([0-9.]*\).*/\1/p' > "$LAYERS/busybox.version"
+
+# What apt needs to install nginx must survive the base's snapshot.
+kept=$(mktemp -d)
+cp -a "$root/var/lib/apt/lists" "$kept/lists"
+forget
+"$MKIMAGE" layer -o "$LAYERS/base.tar.gz" "$root"
+cp -a "$kept/lists/." "$root/var/lib/apt/lists/"
+rm -rf "$kept"
+mkdir -p "$root/var/cache/apt/archives/partial" "$root/var/log/apt"
+sh "$IMAGES/nginx/install.sh" "$root"
+chroot "$root" dpkg-query --showformat='${source:Upstream-Version}' --show nginx > "$LAYERS/nginx.version"
+forget
+"$MKIMAGE" layer -o "$LAYERS/nginx.tar.gz" -base "$LAYERS/base.tar.gz" "$root"

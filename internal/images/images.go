@@ -1,0 +1,217 @@
+// Package images brings images onto a machine: into the loopback registry, which pods' pulls ask first, and into containerd.
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	berthlayout "github.com/berth-run/berth/internal/layout"
+	"github.com/berth-run/berth/internal/runtimeconf"
+)
+
+// Seed puts the images that came with Berth (binDir/images/*.tar) into the loopback registry, unless they are there.
+func Seed(ctx context.Context, _ berthlayout.Dirs, binDir string) error {
+	archives, err := filepath.Glob(filepath.Join(binDir, "images", "*.tar"))
+	if err != nil {
+		return err
+	}
+	for _, archive := range archives {
+		if _, err := pushArchive(ctx, archive); err != nil {
+			return fmt.Errorf("seed the registry with %s: %w", filepath.Base(archive), err)
+		}
+	}
+	return nil
+}
+
+// Load makes an image available to pods: source is an archive (docker or OCI, also compressed) or the name of an image
+// that is pulled from its registry. It returns the names that were loaded.
+func Load(ctx context.Context, dirs berthlayout.Dirs, binDir, source string) ([]string, error) {
+	if err := ping(ctx); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(source)
+	switch {
+	case err == nil && info.IsDir():
+		return nil, fmt.Errorf("%s is a directory; give an image archive (docker save, or OCI) or an image name", source)
+	case err == nil:
+		return loadArchive(ctx, dirs, binDir, source)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("read %s: %w", source, err)
+	case strings.HasPrefix(source, ".") || strings.HasPrefix(source, "/") || strings.Contains(source, ".tar"):
+		return nil, fmt.Errorf("no such file: %s", source)
+	}
+	return loadName(ctx, dirs, source)
+}
+
+func ping(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+registry()+"/v2/", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("the cluster's image registry does not answer; is the cluster up? (berth up): %w", err)
+	}
+	return resp.Body.Close()
+}
+
+func registry() string { return fmt.Sprintf("127.0.0.1:%d", berthlayout.RegistryPort) }
+
+func loadArchive(ctx context.Context, dirs berthlayout.Dirs, binDir, path string) ([]string, error) {
+	names, err := pushArchive(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		if err := mirror(dirs, n); err != nil {
+			return nil, err
+		}
+	}
+	ctr := exec.CommandContext(ctx, filepath.Join(binDir, "ctr"), "--address", dirs.ContainerdSocket(), "--namespace", "k8s.io", "images", "import", "--local", path)
+	if out, err := ctr.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("import %s into containerd: %w: %s", path, err, out)
+	}
+	return names, nil
+}
+
+func loadName(ctx context.Context, dirs berthlayout.Dirs, source string) ([]string, error) {
+	ref, err := name.ParseReference(source)
+	if err != nil {
+		return nil, fmt.Errorf("%q is neither a file nor an image name: %w", source, err)
+	}
+	image, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain))
+	if err != nil {
+		return nil, fmt.Errorf("pull %s: %w", ref.Name(), err)
+	}
+	if err := push(ctx, ref, image); err != nil {
+		return nil, err
+	}
+	return []string{ref.Name()}, mirror(dirs, ref.Name())
+}
+
+func mirror(dirs berthlayout.Dirs, image string) error {
+	ref, err := name.ParseReference(image)
+	if err != nil {
+		return err
+	}
+	host := registryOf(ref)
+	upstream := "https://" + host
+	if host == "docker.io" {
+		upstream = "https://registry-1.docker.io"
+	}
+	return runtimeconf.Mirror(dirs, host, upstream)
+}
+
+// registryOf is the registry's name as containerd knows it.
+func registryOf(ref name.Reference) string {
+	if host := ref.Context().RegistryStr(); host != name.DefaultRegistry {
+		return host
+	}
+	return "docker.io"
+}
+
+func push(ctx context.Context, ref name.Reference, image v1.Image) error {
+	target := fmt.Sprintf("%s/%s:%s", registry(), runtimeconf.Repository(registryOf(ref), ref.Context().RepositoryStr()), ref.Identifier())
+	if digest, ok := ref.(name.Digest); ok {
+		target = fmt.Sprintf("%s/%s@%s", registry(), runtimeconf.Repository(registryOf(ref), ref.Context().RepositoryStr()), digest.DigestStr())
+	}
+	to, err := name.ParseReference(target, name.Insecure)
+	if err != nil {
+		return err
+	}
+	want, err := image.Digest()
+	if err != nil {
+		return fmt.Errorf("read %s: %w", ref.Name(), err)
+	}
+	if have, err := remote.Head(to, remote.WithContext(ctx)); err == nil && have.Digest == want {
+		return nil
+	}
+	if err := remote.Write(to, image, remote.WithContext(ctx)); err != nil {
+		return fmt.Errorf("put %s into the cluster's registry: %w", ref.Name(), err)
+	}
+	return nil
+}
+
+// pushArchive puts every named image of an archive into the loopback registry.
+func pushArchive(ctx context.Context, path string) ([]string, error) {
+	opener := func() (fsFile, error) { return openMaybeCompressed(path) }
+	manifest, err := tarball.LoadManifest(opener)
+	if err != nil {
+		return pushOCI(ctx, path, err)
+	}
+	var names []string
+	for _, m := range manifest {
+		if len(m.RepoTags) == 0 {
+			return nil, fmt.Errorf("%s holds an image without a name: save it with one (docker save NAME:TAG)", path)
+		}
+		for _, t := range m.RepoTags {
+			tag, err := name.NewTag(t)
+			if err != nil {
+				return nil, fmt.Errorf("image name %q in %s: %w", t, path, err)
+			}
+			image, err := tarball.Image(opener, &tag)
+			if err != nil {
+				return nil, fmt.Errorf("read %s from %s: %w", t, path, err)
+			}
+			if err := push(ctx, tag, image); err != nil {
+				return nil, err
+			}
+			names = append(names, tag.Name())
+		}
+	}
+	return names, nil
+}
+
+// pushOCI takes an OCI layout in a tar archive; why is what the docker reader said.
+func pushOCI(ctx context.Context, path string, why error) ([]string, error) {
+	dir, err := os.MkdirTemp("", "berth-image-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	if out, err := exec.CommandContext(ctx, "tar", "-xf", path, "-C", dir).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%s is not an image archive (neither docker nor OCI): %w; tar says: %s", path, why, strings.TrimSpace(string(out)))
+	}
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s is a tar archive, but holds neither a docker manifest.json nor an OCI index.json", path)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, fmt.Errorf("read the index of %s: %w", path, err)
+	}
+	var names []string
+	for _, d := range manifest.Manifests {
+		n := d.Annotations["io.containerd.image.name"]
+		if n == "" {
+			n = d.Annotations["org.opencontainers.image.ref.name"]
+		}
+		ref, err := name.ParseReference(n)
+		if n == "" || err != nil {
+			return nil, fmt.Errorf("%s holds an image without a name: save it with one", path)
+		}
+		image, err := index.Image(d.Digest)
+		if err != nil {
+			return nil, fmt.Errorf("read %s from %s: %w", n, path, err)
+		}
+		if err := push(ctx, ref, image); err != nil {
+			return nil, err
+		}
+		names = append(names, ref.Name())
+	}
+	return names, nil
+}

@@ -1,0 +1,134 @@
+// Package runtimeconf writes the configuration of the programs that hold and run images: containerd, gVisor, the CNI
+// chain and the loopback registry.
+package runtimeconf
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/berth-run/berth/internal/layout"
+)
+
+// PauseImage is the sandbox image of this Kubernetes version.
+const PauseImage = "registry.k8s.io/pause:3.10.2"
+
+// mirrored registries are looked up in the loopback registry first.
+var mirrored = map[string]string{
+	"docker.io":       "https://registry-1.docker.io",
+	"registry.k8s.io": "https://registry.k8s.io",
+}
+
+func write(path, content string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make the configuration directory: %w", err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	return nil
+}
+
+// WriteContainerd writes containerd's, gVisor's and CNI's configuration and returns the path of containerd's.
+func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
+	conf := dirs.Config()
+	files := map[string]string{
+		"runsc.toml":            runscConfig,
+		"cni/10-berth.conflist": fmt.Sprintf(cniConfig, dirs.Run),
+		"containerd.toml": fmt.Sprintf(containerdConfig, dirs.Containerd(), dirs.ContainerdState(), dirs.ContainerdSocket(),
+			PauseImage, filepath.Join(conf, "certs.d"), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
+			filepath.Join(binDir, "containerd-shim-runsc-v1"), filepath.Join(conf, "runsc.toml"), binDir, filepath.Join(conf, "cni")),
+	}
+	for name, content := range files {
+		if err := write(filepath.Join(conf, name), content); err != nil {
+			return "", err
+		}
+	}
+	for registry, upstream := range mirrored {
+		if err := Mirror(dirs, registry, upstream); err != nil {
+			return "", err
+		}
+	}
+	return filepath.Join(conf, "containerd.toml"), nil
+}
+
+// Mirror lets containerd look into the loopback registry before it asks the registry (host[:port]) itself, at upstream.
+func Mirror(dirs layout.Dirs, registry, upstream string) error {
+	path := filepath.Join(dirs.Config(), "certs.d", registry, "hosts.toml")
+	return write(path, fmt.Sprintf(hostsConfig, upstream, layout.RegistryPort, registry))
+}
+
+// Repository is where the loopback registry keeps a repository of another registry.
+func Repository(registry, repository string) string { return registry + "/" + repository }
+
+// WriteRegistry writes the loopback registry's configuration and returns its path.
+func WriteRegistry(dirs layout.Dirs) (string, error) {
+	path := filepath.Join(dirs.Config(), "registry.yaml")
+	return path, write(path, fmt.Sprintf(registryConfig, dirs.Registry(), layout.RegistryPort))
+}
+
+const hostsConfig = `server = "%s"
+
+[host."http://127.0.0.1:%d/v2/%s"]
+  capabilities = ["pull", "resolve"]
+  override_path = true
+`
+
+const registryConfig = `version: 0.1
+log: {level: warn}
+storage:
+  filesystem: {rootdirectory: %s}
+  delete: {enabled: true}
+http: {addr: "127.0.0.1:%d"}
+`
+
+const cniConfig = `{
+  "cniVersion": "1.0.0",
+  "name": "berth",
+  "plugins": [{"type": "berth-cni", "runDir": %q}]
+}
+`
+
+// runscConfig: systrap needs no hardware virtualization; writes of a container go to the sandbox's own memory-backed or
+// file-backed overlay, never into the image.
+const runscConfig = `[runsc_config]
+platform = "systrap"
+network = "sandbox"
+overlay2 = "root:self"
+`
+
+const containerdConfig = `version = 3
+root = %q
+state = %q
+oom_score = 0
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.erofs", "io.containerd.differ.v1.erofs",
+  "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing", "io.containerd.nri.v1.nri"]
+
+[grpc]
+  address = %q
+
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = %q
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = %q
+
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  max_container_log_line_size = 16384
+  [plugins."io.containerd.cri.v1.runtime".containerd]
+    default_runtime_name = %q
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.%s]
+      runtime_type = "io.containerd.runsc.v1"
+      runtime_path = %q
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.gvisor.options]
+        TypeUrl = "io.containerd.runsc.v1.options"
+        ConfigPath = %q
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = [%q]
+    conf_dir = %q
+`
