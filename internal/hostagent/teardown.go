@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sort"
@@ -145,4 +146,20 @@ func (r *reconciler) sweepOne(ctx context.Context, uid string) error {
 		return err
 	}
 	return removeFiles(r.options.Dirs, uid)
+}
+
+// StopNodes ends every node process of the machine, as `berth down` does first: their kubelets would start pods again.
+func StopNodes(dirs layout.Dirs) {
+	processes := newNodeProcesses(dirs, "", 0)
+	nodes, err := os.ReadDir(filepath.Join(dirs.Run, "nodes"))
+	if err != nil {
+		return
+	}
+	var g errgroup.Group
+	for _, n := range nodes {
+		g.Go(func() error { return processes.stop(n.Name()) })
+	}
+	if err := g.Wait(); err != nil {
+		slog.Warn("stop node processes", "error", err)
+	}
 }

@@ -46,9 +46,9 @@ type leaf struct {
 }
 
 var (
-	client = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	server = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	both   = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+	asClient = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	asServer = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	asBoth   = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
 )
 
 // ensurePKI makes what is missing of the cluster's certificates and keys and renews what runs out soon, then writes the
@@ -61,21 +61,21 @@ func ensurePKI(dirs layout.Dirs, hostName string) error {
 		}
 	}
 	loopback := net.ParseIP("127.0.0.1")
-	apiServer := leaf{file: "apiserver", name: "kube-apiserver", usages: server,
+	apiServer := leaf{file: "apiserver", name: "kube-apiserver", usages: asServer,
 		ips: []net.IP{loopback, net.ParseIP(layout.GatewayIP), net.ParseIP(layout.APIServiceIP)},
 		dns: []string{"localhost", hostName, "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + layout.ClusterDomain}}
 	byCA := map[string][]leaf{
 		"ca": {apiServer,
-			{file: "apiserver-kubelet-client", name: "kube-apiserver-kubelet-client", usages: client},
-			{file: "admin", name: "berth-admin", groups: []string{"berth:admins"}, usages: client},
-			{file: "controller-manager", name: "system:kube-controller-manager", usages: client},
-			{file: "scheduler", name: "system:kube-scheduler", usages: client},
-			{file: "berth-controller", name: "berth:controller", usages: client},
-			{file: "berth-host", name: "berth:host:" + hostName, groups: []string{"berth:hosts"}, usages: client},
-			{file: "webhook", name: "berth-webhook", ips: []net.IP{loopback}, usages: server}},
-		"front-proxy-ca": {{file: "front-proxy-client", name: "front-proxy-client", usages: client}},
-		"etcd-ca": {{file: "etcd", name: "etcd", ips: []net.IP{loopback}, usages: both},
-			{file: "etcd-client", name: "kube-apiserver", usages: client}},
+			{file: "apiserver-kubelet-client", name: "kube-apiserver-kubelet-client", usages: asClient},
+			{file: "admin", name: "berth-admin", groups: []string{"berth:admins"}, usages: asClient},
+			{file: "controller-manager", name: "system:kube-controller-manager", usages: asClient},
+			{file: "scheduler", name: "system:kube-scheduler", usages: asClient},
+			{file: "berth-controller", name: "berth:controller", usages: asClient},
+			{file: "berth-host", name: "berth:host:" + hostName, groups: []string{"berth:hosts"}, usages: asClient},
+			{file: "webhook", name: "berth-webhook", ips: []net.IP{loopback}, usages: asServer}},
+		"front-proxy-ca": {{file: "front-proxy-client", name: "front-proxy-client", usages: asClient}},
+		"etcd-ca": {{file: "etcd", name: "etcd", ips: []net.IP{loopback}, usages: asBoth},
+			{file: "etcd-client", name: "kube-apiserver", usages: asClient}},
 	}
 	for name, leaves := range byCA {
 		ca, err := ensureCA(filepath.Join(dir, name))
@@ -223,4 +223,28 @@ func writeKubeconfig(dirs layout.Dirs, user string) error {
 		return fmt.Errorf("write kubeconfig of %s: %w", user, err)
 	}
 	return nil
+}
+
+// masterCertificate makes a client certificate of group system:masters in memory, good for an hour.
+func masterCertificate(dirs layout.Dirs) (cert, key []byte, err error) {
+	ca, err := loadCA(filepath.Join(dirs.PKI(), "ca"))
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := os.MkdirTemp(dirs.PKI(), "bootstrap-")
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a directory for the bootstrap certificate: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	base := filepath.Join(dir, "master")
+	template := &x509.Certificate{Subject: pkix.Name{CommonName: "berth-bootstrap", Organization: []string{"system:masters"}},
+		NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: asClient, KeyUsage: x509.KeyUsageDigitalSignature}
+	if err := makeCert(base, template, ca); err != nil {
+		return nil, nil, err
+	}
+	if cert, err = os.ReadFile(base + ".crt"); err != nil {
+		return nil, nil, err
+	}
+	key, err = os.ReadFile(base + ".key")
+	return cert, key, err
 }

@@ -54,15 +54,19 @@ type supervisor struct {
 	parts  []part
 	// step runs once when the API server is ready; parts may need it by bootstrapStep.
 	step func(ctx context.Context) error
+	// drain stops the pods; it runs between the host agent's end and that of the rest.
+	drain func()
 
 	mu     sync.Mutex
 	status map[string]*PartStatus
 	done   map[string]chan struct{}
 	failed string
-	stops  []func()
 }
 
-const bootstrapStep = "bootstrap"
+const (
+	bootstrapStep = "bootstrap"
+	agentPart     = "berth-host"
+)
 
 func newSupervisor(dirs layout.Dirs, binDir string, parts []part, step func(context.Context) error) *supervisor {
 	s := &supervisor{dirs: dirs, binDir: binDir, parts: parts, step: step, status: map[string]*PartStatus{}, done: map[string]chan struct{}{}}
@@ -109,6 +113,9 @@ func (s *supervisor) run(ctx context.Context) error {
 	for i := len(s.parts) - 1; i >= 0; i-- {
 		cancels[s.parts[i].name]()
 		<-finished[s.parts[i].name]
+		if s.parts[i].name == agentPart && s.drain != nil {
+			s.drain()
+		}
 	}
 	wg.Wait()
 	return err
