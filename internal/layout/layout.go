@@ -6,7 +6,7 @@ import "path/filepath"
 
 // Addresses and names that are fixed on a machine.
 const (
-	// GatewayLink is a dummy link that holds GatewayIP, the pods' next hop and the address by which pods reach the API server.
+	// GatewayLink is a link (a bridge without ports) that holds GatewayIP, the pods' next hop and the address by which pods reach the API server.
 	GatewayLink = "berth0"
 	// GatewayIP is the address of the host as pods see it.
 	GatewayIP = "10.90.255.1"

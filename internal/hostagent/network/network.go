@@ -57,13 +57,13 @@ func Up(ctx context.Context, serviceAPI, apiServer string) (*Host, error) {
 	return h, h.rules(ctx)
 }
 
-// EnsureGateway makes the dummy link that holds the pods' next hop.
+// EnsureGateway makes the link, a bridge without ports, that holds the pods' next hop.
 func EnsureGateway() error {
 	link, err := netlink.LinkByName(layout.GatewayLink)
 	if err != nil {
-		link = &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: layout.GatewayLink}}
+		link = &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: layout.GatewayLink}}
 		if err := netlink.LinkAdd(link); err != nil {
-			return fmt.Errorf("make link %s (kernel option CONFIG_DUMMY): %w", layout.GatewayLink, err)
+			return fmt.Errorf("make link %s (kernel option CONFIG_BRIDGE): %w", layout.GatewayLink, err)
 		}
 	}
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(layout.GatewayIP).To4(), Mask: net.CIDRMask(32, 32)}}
