@@ -22,6 +22,7 @@ import (
 	"syscall"
 	"time"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
@@ -86,15 +87,16 @@ func start(ctx context.Context, cfg nodeconfig.Config, report *reporter) error {
 	return nil
 }
 
-// construct calls NewMainKubelet rather than app.RunKubelet because on EKS the hostname label differs from the node's name.
+// construct calls NewMainKubelet itself, because the node has three names where app.RunKubelet knows one. The kubelet takes
+// a node address only from the machine's own links, unless its hostname is an address: so the hostname is the pod's
+// address, and the label kubernetes.io/hostname is set to what EKS shows (settings).
 func construct(ctx context.Context, cfg nodeconfig.Config, s *options.KubeletServer, deps *kubelet.Dependencies) (*kubelet.Kubelet, error) {
-	ip := net.ParseIP(cfg.IP)
-	if ip == nil {
+	if net.ParseIP(cfg.IP) == nil {
 		return nil, fmt.Errorf("node address %q is not an IP address", cfg.IP)
 	}
 	return kubelet.NewMainKubelet(ctx,
 		&s.KubeletConfiguration, deps, &s.ContainerRuntimeOptions,
-		cfg.Hostname, types.NodeName(cfg.NodeName), []net.IP{ip}, cfg.ProviderID, s.CloudProvider,
+		cfg.IP, types.NodeName(cfg.NodeName), nil, cfg.ProviderID, s.CloudProvider,
 		s.CertDirectory, s.RootDirectory, s.PodLogsDir,
 		s.ImageCredentialProviderConfigPath, s.ImageCredentialProviderBinDir,
 		s.RegisterNode, s.RegisterWithTaints, s.AllowedUnsafeSysctls, s.ExperimentalMounterPath,
@@ -114,8 +116,7 @@ func settings(cfg nodeconfig.Config) (*options.KubeletServer, error) {
 	f.RootDirectory = cfg.RootDir
 	f.CertDirectory = filepath.Join(cfg.RootDir, "pki")
 	f.HostnameOverride = cfg.Hostname
-	f.NodeLabels = cfg.Labels
-	f.NodeIP = cfg.IP
+	f.NodeLabels = with(cfg.Labels, v1.LabelHostname, cfg.Hostname)
 	c, err := options.NewKubeletConfiguration()
 	if err != nil {
 		return nil, fmt.Errorf("make the default kubelet configuration: %w", err)

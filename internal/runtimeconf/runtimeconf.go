@@ -131,4 +131,5 @@ disabled_plugins = [
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = [%q]
     conf_dir = %q
+    use_internal_loopback = true
 `

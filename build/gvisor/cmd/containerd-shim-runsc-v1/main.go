@@ -62,6 +62,7 @@ func (m manager) Start(ctx context.Context, id string, opts shim.StartOpts) (shi
 			return shim.BootstrapParams{}, fmt.Errorf("make the shim's socket again: %w", err)
 		}
 	}
+	socket.SetUnlinkOnClose(false) // the child serves it
 	defer socket.Close()
 	file, err := socket.File()
 	if err != nil {
