@@ -14,6 +14,14 @@ const (
 	FinalizerNode = "berth.run/node"
 )
 
+// Annotations of a Berth that begin its timeline: the host agent copies them into the status.
+const (
+	// AnnotationAdmitted, of the pod and the Berth, is when the webhook saw the pod (RFC 3339 with nanoseconds).
+	AnnotationAdmitted = "berth.run/admitted-at"
+	// AnnotationPlaced is when host, subnet and address were chosen (RFC 3339 with nanoseconds).
+	AnnotationPlaced = "berth.run/placed-at"
+)
+
 // Conditions of a Berth, in the order in which they become true.
 const (
 	// ConditionNetworkReady: address, firewall and port 10250 of the pod are set up.

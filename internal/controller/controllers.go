@@ -102,7 +102,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	mgr.GetWebhookServer().Register(admission.Path, &webhook.Admission{Handler: &admission.Handler{Reader: mgr.GetClient(), Now: time.Now}})
 	register := manager.RunnableFunc(func(ctx context.Context) error {
-		return admission.Register(ctx, mgr.GetClient(), ca)
+		return admission.Register(ctx, mgr.GetClient(), admission.URL(), ca)
 	})
 	if err := mgr.Add(register); err != nil {
 		return fmt.Errorf("add the webhook's registration: %w", err)

@@ -125,7 +125,7 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 		client: mgr.GetClient(), cri: cri, options: o, net: host, mtu: mtu,
 		issuer:    &issuer{kube: kube, apiServer: config.Host, ca: ca},
 		processes: newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
-		kubelets:  map[string]netip.Addr{}, failures: map[string]time.Time{},
+		kubelets:  map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
 	}
 	r.wake = func(key types.NamespacedName) {
 		events <- event.GenericEvent{Object: &v1alpha1.Berth{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}}

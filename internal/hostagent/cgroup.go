@@ -19,25 +19,45 @@ const (
 	cgroupRoot = "/sys/fs/cgroup"
 )
 
-// makeCgroup makes the pod's cgroup in every hierarchy, with the pod's size as its limit. Whatever the sandbox needs for
-// itself comes out of it, as on Fargate.
+// makeCgroup makes the pod's cgroup in every hierarchy, with the pod's memory as its limit; limitCPU sets that of the CPU.
+// Whatever the sandbox needs for itself comes out of it, as on Fargate.
 func makeCgroup(podUID string, size v1alpha1.Size) error {
 	pids := int64(pidsPerPod)
-	milli := size.CPU.MilliValue()
-	resources := &cgroups.Resources{
-		Memory: size.Memory.Value(), MemorySwap: size.Memory.Value(),
-		CpuQuota: milli * cpuPeriod / 1000, CpuPeriod: cpuPeriod, CpuShares: uint64(max(2, milli*1024/1000)),
-		PidsLimit: &pids, SkipDevices: true,
+	r := &cgroups.Resources{
+		Memory: size.Memory.Value(), MemorySwap: size.Memory.Value(), PidsLimit: &pids, SkipDevices: true,
+		CpuShares: uint64(max(2, size.CPU.MilliValue()*1024/1000)),
 	}
-	m, err := manager.New(&cgroups.Cgroup{Path: layout.PodCgroupPath(podUID), Resources: resources})
+	m, err := openCgroup(podUID, r)
 	if err != nil {
-		return fmt.Errorf("open the pod's cgroup: %w", err)
+		return err
 	}
 	if err := m.Apply(-1); err != nil {
 		return fmt.Errorf("make the pod's cgroup: %w", err)
 	}
-	if err := m.Set(resources); err != nil {
-		return fmt.Errorf("limit the pod's cgroup to %s CPU, %s memory: %w", size.CPU.String(), size.Memory.String(), err)
+	if err := m.Set(r); err != nil {
+		return fmt.Errorf("limit the pod's cgroup to %s memory: %w", size.Memory.String(), err)
+	}
+	return nil
+}
+
+func openCgroup(podUID string, r *cgroups.Resources) (cgroups.Manager, error) {
+	m, err := manager.New(&cgroups.Cgroup{Path: layout.PodCgroupPath(podUID), Resources: r})
+	if err != nil {
+		return nil, fmt.Errorf("open the pod's cgroup: %w", err)
+	}
+	return m, nil
+}
+
+// limitCPU holds the pod's cgroup to the CPU of its size.
+func limitCPU(podUID string, size v1alpha1.Size) error {
+	milli := size.CPU.MilliValue()
+	r := &cgroups.Resources{CpuQuota: milli * cpuPeriod / 1000, CpuPeriod: cpuPeriod, SkipDevices: true}
+	m, err := openCgroup(podUID, r)
+	if err != nil {
+		return err
+	}
+	if err := m.Set(r); err != nil {
+		return fmt.Errorf("limit the pod's cgroup to %s CPU: %w", size.CPU.String(), err)
 	}
 	return nil
 }

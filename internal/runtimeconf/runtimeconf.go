@@ -33,7 +33,7 @@ func write(path, content string) error {
 func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 	conf := dirs.Config()
 	files := map[string]string{
-		"runsc.toml":            runscConfig,
+		"runsc.toml":            fmt.Sprintf(runscConfig, filepath.Join(dirs.Run, "runsc")),
 		"cni/10-berth.conflist": fmt.Sprintf(cniConfig, dirs.Run),
 		"containerd.toml": fmt.Sprintf(containerdConfig, dirs.Containerd(), dirs.ContainerdState(), dirs.ContainerdSocket(),
 			PauseImage, filepath.Join(conf, "certs.d"), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
@@ -91,7 +91,9 @@ const cniConfig = `{
 
 // runscConfig: systrap needs no hardware virtualization; writes of a container go to the sandbox's own memory-backed or
 // file-backed overlay, never into the image.
-const runscConfig = `[runsc_config]
+const runscConfig = `root = %q
+
+[runsc_config]
 platform = "systrap"
 network = "sandbox"
 overlay2 = "root:self"

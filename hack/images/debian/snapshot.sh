@@ -7,9 +7,14 @@ export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG
 
 forget() {
   rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/* "$root"/var/log/apt "$root"/var/log/*.log \
-    "$root"/var/lib/dpkg/*-old "$root"/etc/*- "$root"/tmp/* "$root"/dev/* "$root"/run/*
+    "$root"/var/lib/dpkg/*-old "$root"/etc/*-
   : > "$root/etc/machine-id"
   rm -f "$root/etc/resolv.conf" "$root/etc/hostname"
+}
+
+# layer OUT [-base FILE]: mmdebstrap has the host's devices mounted in the root file system.
+layer() {
+  "$MKIMAGE" layer -hollow dev -hollow proc -hollow sys -hollow run -hollow tmp -o "$@" "$root"
 }
 
 busybox=$(mktemp -d)
@@ -23,11 +28,11 @@ sh "$IMAGES/busybox/layout.sh" "$busybox/deb" "$busybox/root"
 kept=$(mktemp -d)
 cp -a "$root/var/lib/apt/lists" "$kept/lists"
 forget
-"$MKIMAGE" layer -o "$LAYERS/base.tar.gz" "$root"
+layer "$LAYERS/base.tar.gz"
 cp -a "$kept/lists/." "$root/var/lib/apt/lists/"
 rm -rf "$kept"
 mkdir -p "$root/var/cache/apt/archives/partial" "$root/var/log/apt"
 sh "$IMAGES/nginx/install.sh" "$root"
 chroot "$root" dpkg-query --showformat='${source:Upstream-Version}' --show nginx > "$LAYERS/nginx.version"
 forget
-"$MKIMAGE" layer -o "$LAYERS/nginx.tar.gz" -base "$LAYERS/base.tar.gz" "$root"
+layer "$LAYERS/nginx.tar.gz" -base "$LAYERS/base.tar.gz"

@@ -49,7 +49,7 @@ func writeImage(out, config string, layers, names []string) error {
 			return fmt.Errorf("add %s to the archive: %w", full, err)
 		}
 	}
-	entries, err := scan(dir)
+	entries, err := scan(dir, nil)
 	if err != nil {
 		return err
 	}

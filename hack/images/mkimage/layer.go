@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
@@ -33,9 +34,10 @@ type entry struct {
 	source string // file on disk; empty where there is no content
 }
 
-// writeLayer writes dir as a gzipped layer to out: all of it or, if base is given, what differs from that layer.
-func writeLayer(out, base, dir string) error {
-	entries, err := scan(dir)
+// writeLayer writes dir as a gzipped layer to out: all of it or, if base is given, what differs from that layer. Of the
+// hollow directories it takes no content.
+func writeLayer(out, base, dir string, hollow []string) error {
+	entries, err := scan(dir, hollow)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", dir, err)
 	}
@@ -59,7 +61,7 @@ func writeLayer(out, base, dir string) error {
 }
 
 // scan lists dir as tar headers that are free of times and names of users.
-func scan(dir string) (map[string]entry, error) {
+func scan(dir string, hollow []string) (map[string]entry, error) {
 	entries := map[string]entry{}
 	links := map[[2]uint64]string{}
 	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
@@ -90,6 +92,9 @@ func scan(dir string) (map[string]entry, error) {
 			}
 		}
 		entries[name] = e
+		if d.IsDir() && slices.Contains(hollow, name) {
+			return filepath.SkipDir
+		}
 		return nil
 	})
 	return entries, err

@@ -28,8 +28,9 @@ func run(args []string) error {
 	out := flags.String("o", "", "file to write")
 	base := flags.String("base", "", "the layer below (layer)")
 	config := flags.String("config", "", "the image's configuration as JSON (image)")
-	var layers list
+	var layers, hollow list
 	flags.Var(&layers, "layer", "a layer, the lowest first (image, repeated)")
+	flags.Var(&hollow, "hollow", "a directory that is kept without its content, such as proc (layer, repeated)")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -37,7 +38,7 @@ func run(args []string) error {
 	case *out == "":
 		return errors.New("-o is missing")
 	case args[0] == "layer" && flags.NArg() == 1:
-		return writeLayer(*out, *base, flags.Arg(0))
+		return writeLayer(*out, *base, flags.Arg(0), hollow)
 	case args[0] == "image" && flags.NArg() > 0:
 		return writeImage(*out, *config, layers, flags.Args())
 	}

@@ -6,7 +6,9 @@ root=$1
 here=$(dirname "$0")
 groupadd --root "$root" --system --gid 101 nginx
 useradd --root "$root" --system --gid 101 --uid 101 --home-dir /nonexistent --no-create-home --shell /bin/false nginx
-APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get install --yes --quiet --no-install-recommends nginx curl
+# Without the chroot directory dpkg would install into the machine that runs this.
+APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get install -o "DPkg::Chroot-Directory=$root" \
+  --yes --quiet --no-install-recommends nginx curl
 rm -rf "$root"/etc/nginx/sites-* "$root"/etc/nginx/snippets "$root"/etc/nginx/modules-* "$root/var/www"
 cp "$here/nginx.conf" "$root/etc/nginx/nginx.conf"
 cp "$here/default.conf" "$root/etc/nginx/conf.d/default.conf"

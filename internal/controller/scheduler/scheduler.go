@@ -21,7 +21,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-run/berth/api/v1alpha1"
-	"github.com/berth-run/berth/internal/controller/admission"
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/placement"
 	"github.com/berth-run/berth/internal/podcheck"
@@ -29,8 +28,6 @@ import (
 )
 
 const (
-	// AnnotationPlaced on a Berth is when host, subnet and address were chosen (RFC 3339 with nanoseconds).
-	AnnotationPlaced = "berth.run/placed-at"
 	// retryInterval: a pod that cannot run now is looked at again then, even if nothing that it waits for was seen to change.
 	retryInterval = 30 * time.Second
 	// repeatAfter: the same event is said again no sooner.
@@ -197,8 +194,8 @@ func newBerth(pod *corev1.Pod, profile *v1alpha1.FargateProfile, c placement.Cho
 			Labels:     map[string]string{eks.LabelProfile: profile.Name},
 			Finalizers: []string{v1alpha1.FinalizerHost, v1alpha1.FinalizerNode},
 			Annotations: map[string]string{
-				admission.AnnotationAdmitted: pod.Annotations[admission.AnnotationAdmitted],
-				AnnotationPlaced:             now.UTC().Format(time.RFC3339Nano),
+				v1alpha1.AnnotationAdmitted: pod.Annotations[v1alpha1.AnnotationAdmitted],
+				v1alpha1.AnnotationPlaced:   now.UTC().Format(time.RFC3339Nano),
 			},
 			OwnerReferences: []metav1.OwnerReference{{
 				APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID, Controller: ptr.To(true), BlockOwnerDeletion: ptr.To(false),

@@ -1,0 +1,114 @@
+# Berth. `make help` lists what can be made.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+export CGO_ENABLED := 0
+BUILD := go build -trimpath
+
+# Kubernetes reports the version that go.mod names.
+KUBE_VERSION := $(shell sed -n 's|^\tk8s.io/kubernetes \(v[0-9.]*\)$$|\1|p' go.mod)
+KUBE_NUMBERS := $(subst ., ,$(patsubst v%,%,$(KUBE_VERSION)))
+KUBE_PACKAGE := k8s.io/component-base/version
+LDFLAGS := -s -w -X $(KUBE_PACKAGE).gitVersion=$(KUBE_VERSION) -X $(KUBE_PACKAGE).gitMajor=$(word 1,$(KUBE_NUMBERS)) -X $(KUBE_PACKAGE).gitMinor=$(word 2,$(KUBE_NUMBERS))
+
+OURS       := berth berth-controller berth-host berth-node berth-cni
+KUBERNETES := kube-apiserver kube-controller-manager kube-scheduler
+CONTAINERD := containerd ctr
+UPSTREAM   := etcd registry runsc $(CONTAINERD) $(KUBERNETES)
+
+# Whatever is compiled or embedded into our programs.
+SOURCES := $(shell find api cmd internal charts -type f ! -name '*_test.go' ! -path '*/testdata/*' ! -name '*.md')
+
+##@ Use
+
+.PHONY: help
+help: ## Show this list.
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n\033[1m%s\033[0m\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: deps build images ## The main job, from an empty machine to nginx pods on nodes of their own, told in the terminal.
+	@hack/demo.sh
+
+.PHONY: up
+up: deps build images ## Start the local cluster (root).
+	@bin/berth up
+
+.PHONY: down
+down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/berth.
+	@if [ -x bin/berth ]; then bin/berth down; else echo "bin/berth is not built: nothing of this checkout can be running"; fi
+
+##@ Build
+
+.PHONY: build
+build: $(addprefix bin/,$(OURS) kubectl $(UPSTREAM) containerd-shim-runsc-v1) ## Build every program into bin/, if it changed.
+
+.PHONY: images
+images: ## Make the images that work without internet (bin/images), from Debian's packages.
+	@hack/images/build.sh
+
+.PHONY: deps
+deps: ## Install the packages that building and running need (Debian, Ubuntu), or say which are missing.
+	@hack/deps.sh
+
+.PHONY: generate
+generate: ## Generate deep copies and CRDs from api/.
+	cd api && controller_gen="go tool -modfile=$(CURDIR)/build/tools/go.mod controller-gen" && \
+	$$controller_gen object paths=./... && $$controller_gen crd paths=./... output:crd:dir=../charts/berth/crds
+
+.PHONY: clean
+clean: ## Remove what was built; Go's own cache stays.
+	rm -rf bin
+
+##@ Check
+
+.PHONY: test
+test: deps build images ## Run all tests: unit, controllers on a real API server, end to end on a real cluster (root).
+	cd api && go test ./...
+	go test ./cmd/... ./internal/... ./hack/...
+	go test -count=1 -timeout 30m ./test/...
+
+.PHONY: lint
+lint: ## Check formatting, go vet in every module of ours, and the shell scripts.
+	@unformatted=$$(gofmt -l api build charts cmd hack internal test); \
+	if [ -n "$$unformatted" ]; then echo "not formatted (run gofmt -w):"; echo "$$unformatted"; exit 1; fi
+	cd api && go vet ./...
+	cd build/gvisor && go vet ./...
+	go vet ./...
+	@for script in $$(find hack .ci -type f \( -name '*.sh' -o -name run \)); do bash -n "$$script"; done
+
+# Programs. Upstream's change with their pins only, so that nothing is asked of the go command when nothing changed. The go
+# command leaves a program alone that is up to date; touch tells make.
+
+$(addprefix bin/,$(OURS)) &: $(SOURCES) go.mod go.sum
+	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(OURS))
+	@touch $(addprefix bin/,$(OURS))
+
+# berth acts as kubectl when it is called so.
+bin/kubectl: | bin/berth
+	ln -sfn berth $@
+
+$(addprefix bin/,$(KUBERNETES)): go.mod go.sum
+	$(BUILD) -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/$(@F)
+	@touch $@
+
+bin/etcd: build/etcd/go.mod build/etcd/go.sum
+	cd build/etcd && $(BUILD) -ldflags '-s -w' -o ../../$@ go.etcd.io/etcd/server/v3
+	@touch $@
+
+bin/registry: build/registry/go.mod build/registry/go.sum
+	cd build/registry && $(BUILD) -ldflags '-s -w' -o ../../$@ github.com/distribution/distribution/v3/cmd/registry
+	@touch $@
+
+$(addprefix bin/,$(CONTAINERD)): build/containerd/go.mod build/containerd/go.sum
+	cd build/containerd && $(BUILD) -ldflags '-s -w' -o ../../$@ github.com/containerd/containerd/v2/cmd/$(@F)
+	@touch $@
+
+bin/runsc: build/gvisor/go.mod build/gvisor/go.sum
+	cd build/gvisor && $(BUILD) -ldflags '-s -w' -o ../../$@ gvisor.dev/gvisor/runsc
+	@touch $@
+
+bin/containerd-shim-runsc-v1: build/gvisor/go.mod build/gvisor/go.sum $(wildcard build/gvisor/cmd/*/*.go)
+	cd build/gvisor && $(BUILD) -ldflags '-s -w' -o ../../$@ ./cmd/$(@F)
+	@touch $@
