@@ -161,9 +161,12 @@ func fits(in Input, h HostState, zone string) (v1alpha1.Isolation, string) {
 	if !slices.Contains(h.Isolations, iso) {
 		return "", fmt.Sprintf("host %s cannot run isolation %s", h.Name, iso)
 	}
-	for name, need := range map[corev1.ResourceName]resource.Quantity{
-		corev1.ResourceCPU: in.Size.CPU, corev1.ResourceMemory: in.Size.Memory, corev1.ResourceEphemeralStorage: in.Size.EphemeralStorage,
-	} {
+	// In a fixed order: the same input must give the same text, or a waiting pod's event is said anew at every retry.
+	for _, n := range []struct {
+		name corev1.ResourceName
+		need resource.Quantity
+	}{{corev1.ResourceCPU, in.Size.CPU}, {corev1.ResourceMemory, in.Size.Memory}, {corev1.ResourceEphemeralStorage, in.Size.EphemeralStorage}} {
+		name, need := n.name, n.need
 		capacity, limited := h.Capacity[name]
 		if !limited {
 			continue

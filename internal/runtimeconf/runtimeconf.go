@@ -33,7 +33,7 @@ func write(path, content string) error {
 func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 	conf := dirs.Config()
 	files := map[string]string{
-		"runsc.toml":            fmt.Sprintf(runscConfig, filepath.Join(dirs.Run, "runsc")),
+		"runsc.toml":            fmt.Sprintf(runscConfig, filepath.Join(binDir, "runsc"), filepath.Join(dirs.Run, "runsc")),
 		"cni/10-berth.conflist": fmt.Sprintf(cniConfig, dirs.Run),
 		"containerd.toml": fmt.Sprintf(containerdConfig, dirs.Containerd(), dirs.ContainerdState(), dirs.ContainerdSocket(),
 			PauseImage, filepath.Join(conf, "certs.d"), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
@@ -75,7 +75,7 @@ const hostsConfig = `server = "%s"
 `
 
 const registryConfig = `version: 0.1
-log: {level: warn}
+log: {level: warn, accesslog: {disabled: true}}
 storage:
   filesystem: {rootdirectory: %s}
   delete: {enabled: true}
@@ -91,7 +91,8 @@ const cniConfig = `{
 
 // runscConfig: systrap needs no hardware virtualization; writes of a container go to the sandbox's own memory-backed or
 // file-backed overlay, never into the image.
-const runscConfig = `root = %q
+const runscConfig = `binary_name = %q
+root = %q
 
 [runsc_config]
 platform = "systrap"

@@ -14,6 +14,4 @@ cp "$here/nginx.conf" "$root/etc/nginx/nginx.conf"
 cp "$here/default.conf" "$root/etc/nginx/conf.d/default.conf"
 ln -sf /dev/stdout "$root/var/log/nginx/access.log"
 ln -sf /dev/stderr "$root/var/log/nginx/error.log"
-for page in index.html 50x.html; do
-  [ -f "$root/usr/share/nginx/html/$page" ] || { echo "nginx's package has no $page any more" >&2; exit 1; }
-done
+[ -f "$root/usr/share/nginx/html/index.html" ] || { echo "nginx's package has no welcome page any more" >&2; exit 1; }

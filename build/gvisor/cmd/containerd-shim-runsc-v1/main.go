@@ -62,7 +62,8 @@ func (m manager) Start(ctx context.Context, id string, opts shim.StartOpts) (shi
 			return shim.BootstrapParams{}, fmt.Errorf("make the shim's socket again: %w", err)
 		}
 	}
-	socket.SetUnlinkOnClose(false) // the child serves it
+	// The shim inherits the socket: closing ours must not remove it from the file system.
+	socket.SetUnlinkOnClose(false)
 	defer socket.Close()
 	file, err := socket.File()
 	if err != nil {
