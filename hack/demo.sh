@@ -99,9 +99,9 @@ show kubectl get nodes
 pod=$(pods | head -n1 | cut -d' ' -f1)
 step "logs, exec, port-forward, cp, attach, debug work as on any node"
 show kubectl logs "$pod" --tail=2
-show script -qec "kubectl exec -it $pod -- sh -c 'tty; uname -sr'" /dev/null
+show script -qec "kubectl exec -it $pod -- sh -c '[ -t 0 ] && echo a terminal of \$(stty size), kernel \$(uname -r)'" /dev/null
 kubectl port-forward "pod/$pod" 18080:80 >"$state/forward.log" 2>&1 & forward=$!
-until_true 10 grep -q Forwarding "$state/forward.log" || fail "port-forward did not start"
+until_true 10 grep -qs Forwarding "$state/forward.log" || fail "port-forward did not start"
 show curl -sS --max-time 5 -o /dev/null -w 'port-forward answers %{http_code}\n' http://127.0.0.1:18080/
 kill "$forward"; wait "$forward" 2>/dev/null || true; forward=""
 echo "hello from $(hostname)" > "$state/hello.txt"

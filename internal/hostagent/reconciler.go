@@ -266,7 +266,8 @@ func (r *reconciler) nodeConfig(b *v1alpha1.Berth, kubelet netip.Addr) nodeconfi
 		RootDir:       root, PodLogsDir: filepath.Join(root, "logs"),
 		Kubeconfig:  filepath.Join(run, kubeconfigFile),
 		ServingCert: filepath.Join(run, servingCertFile), ServingKey: filepath.Join(run, servingKeyFile), ClientCA: o.ClientCA,
-		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), RuntimeHandler: layout.RuntimeHandlerGVisor, CgroupParent: layout.PodCgroupPath(uid),
+		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), RuntimeHandler: layout.RuntimeHandlerGVisor,
+		PortForward: []string{filepath.Join(o.BinDir, "runsc"), "--root=" + filepath.Join(o.Dirs.Run, "runsc", "k8s.io")}, CgroupParent: layout.PodCgroupPath(uid),
 		ClusterDomain: layout.ClusterDomain, ClusterDNS: o.ClusterDNS, ResolvConf: resolvConf(), EventSocket: o.Dirs.AgentSocket(),
 	}
 }

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"fmt"
 
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,10 +20,11 @@ type runtimeService struct {
 	report *reporter
 	// quotaMilli is the CPU that the pod's cgroup allows, in thousandths of a core.
 	quotaMilli int64
+	forward    *forwarder
 }
 
 func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, report *reporter) internalapi.RuntimeService {
-	return &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue()}
+	return &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{command: cfg.PortForward}}
 }
 
 func (s *runtimeService) mine(selector map[string]string) map[string]string {
@@ -146,6 +146,14 @@ func (s *runtimeService) UpdateContainerResources(ctx context.Context, id string
 	return s.RuntimeService.UpdateContainerResources(ctx, id, resources)
 }
 
+// PortForward goes to containerd, or into the sandbox where containerd cannot.
+func (s *runtimeService) PortForward(ctx context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	if len(s.cfg.PortForward) == 0 {
+		return s.RuntimeService.PortForward(ctx, r)
+	}
+	return s.forward.serve(r)
+}
+
 // clamp lowers a CPU limit to the pod's size. The kernel refuses a quota above its parent's ("invalid argument"), which
 // on EKS keeps such pods from starting (aws/containers-roadmap#1864); the pod's cgroup holds the limit anyway.
 func (s *runtimeService) clamp(r *runtimeapi.LinuxContainerResources) {
@@ -156,6 +164,3 @@ func (s *runtimeService) clamp(r *runtimeapi.LinuxContainerResources) {
 		r.CpuQuota = most
 	}
 }
-
-// String names the node in errors.
-func (s *runtimeService) String() string { return fmt.Sprintf("runtime of %s", s.cfg.NodeName) }

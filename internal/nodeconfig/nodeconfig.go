@@ -46,6 +46,8 @@ type Config struct {
 	CRIEndpoint string `json:"criEndpoint"`
 	// RuntimeHandler that every sandbox of this node gets.
 	RuntimeHandler string `json:"runtimeHandler"`
+	// PortForward, if set, is runsc and its global flags, by which `kubectl port-forward` reaches ports inside a gVisor sandbox.
+	PortForward []string `json:"portForward,omitempty"`
 	// CgroupParent of the sandbox, below each hierarchy's root.
 	CgroupParent string `json:"cgroupParent"`
 
