@@ -5,7 +5,9 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 export CGO_ENABLED := 0
-BUILD := go build -trimpath
+# One set of flags for build, test and vet: packages are compiled once.
+export GOFLAGS := -trimpath -p=2
+BUILD := go build
 
 # Kubernetes reports the version that go.mod names.
 KUBE_VERSION := $(shell sed -n 's|^\tk8s.io/kubernetes \(v[0-9.]*\)$$|\1|p' go.mod)

@@ -16,12 +16,13 @@ const (
 	layerPure
 	layerKit
 	layerAdapter // node, podnet, images, runtimeconf, microvm, ...: these may also import each other
-	layerService // controller, hostagent, localcluster: never each other
+	layerService // controller, hostagent: never each other
+	layerCluster // localcluster: supervises the services on one machine and cleans up after them
 	layerCLI
 	layerProgram // cmd, hack, test: nobody imports these
 )
 
-var layerNames = [...]string{"api", "pure", "kit", "adapter", "service", "cli", "program"}
+var layerNames = [...]string{"api", "pure", "kit", "adapter", "service", "cluster", "cli", "program"}
 
 // purePackages import no client, ask for no time and do no I/O.
 var purePackages = []string{"eks", "ipam", "layout", "nodeconfig", "placement", "podcheck", "profile", "sizing"}
@@ -98,8 +99,10 @@ func layerOf(path string) int {
 		return layerPure
 	case under(path, "internal/kit"):
 		return layerKit
-	case under(path, "internal/controller", "internal/hostagent", "internal/localcluster"):
+	case under(path, "internal/controller", "internal/hostagent"):
 		return layerService
+	case under(path, "internal/localcluster"):
+		return layerCluster
 	case under(path, "internal/cli"):
 		return layerCLI
 	case under(path, "cmd", "hack", "test"):

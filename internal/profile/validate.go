@@ -9,7 +9,11 @@ import (
 )
 
 // Limits of a profile (facts 1.3, 1.6); those that EKS can raise are in Quotas.
-const maxNameLength = 100
+const (
+	maxNameLength = 100
+	// maxLabelValue is Kubernetes' limit.
+	maxLabelValue = 63
+)
 
 // Quotas of a cluster, adjustable as on EKS (facts 1.3).
 type Quotas struct{ Profiles, Selectors, Labels int }
@@ -34,6 +38,8 @@ func (q Quotas) Validate(name string, spec v1alpha1.FargateProfileSpec, subnets 
 		add("The fargate profile name starts with the reserved prefix: '%s'.", eks.ReservedProfilePrefix)
 	case len(name) > maxNameLength:
 		add("The Fargate profile name parameter should not be greater than %d characters.", maxNameLength)
+	case len(name) > maxLabelValue:
+		add("metadata.name: pods carry the profile's name as a label, so it has at most %d characters; choose a shorter one", maxLabelValue)
 	}
 	if len(spec.Selectors) == 0 {
 		add("Fargate Profile requires at least one selector.")

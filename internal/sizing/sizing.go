@@ -114,9 +114,6 @@ func withDefaults(spec *corev1.PodSpec) corev1.PodSpec {
 	for i := range out.Containers {
 		fill(&out.Containers[i].Resources)
 	}
-	if out.Resources != nil {
-		fill(out.Resources)
-	}
 	out.Overhead = nil
 	return out
 }
