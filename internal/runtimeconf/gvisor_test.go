@@ -45,6 +45,7 @@ func TestPodUnderGVisor(t *testing.T) {
 		})
 	})
 	t.Run("statistics", func(t *testing.T) { checkStatistics(t, p, nginx) })
+	t.Run("memory", func(t *testing.T) { checkMemory(t, p.id) })
 	t.Run("the sandbox is in the pod's cgroup", func(t *testing.T) { checkCgroup(t, p) })
 	t.Run("events", func(t *testing.T) {
 		want := map[cri.ContainerEventType]bool{}
