@@ -55,12 +55,10 @@ func start(t *testing.T) *machine {
 			t.Fatalf("bin/%s is missing: run make build images first", need)
 		}
 	}
-	// Short, because paths of sockets are limited to 107 bytes.
-	top, err := os.MkdirTemp("/tmp", "brt")
+	top, err := os.MkdirTemp(os.Getenv(topVariable), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(top) })
 	binDir := filepath.Join(top, "bin")
 	linkPrograms(t, built, binDir)
 	m := &machine{dirs: layout.Dirs{State: filepath.Join(top, "state"), Run: filepath.Join(top, "run"), Log: filepath.Join(top, "log")}}

@@ -90,7 +90,8 @@ const cniConfig = `{
 `
 
 // runscConfig: systrap needs no hardware virtualization; writes of a container go to the sandbox's own memory-backed or
-// file-backed overlay, never into the image.
+// file-backed overlay, never into the image. Raw sockets and set-user-ID programs work as in other Kubernetes pods (ping,
+// su), within the sandbox: capabilities and allowPrivilegeEscalation of the pod's security context still decide.
 const runscConfig = `binary_name = %q
 root = %q
 
@@ -98,6 +99,8 @@ root = %q
 platform = "systrap"
 network = "sandbox"
 overlay2 = "root:self"
+net-raw = "true"
+allow-suid = "true"
 `
 
 const containerdConfig = `version = 3
