@@ -39,6 +39,7 @@ esac
 // machine is a containerd and a registry, configured by the package under test.
 type machine struct {
 	dirs    layout.Dirs
+	binDir  string
 	runtime internalapi.RuntimeService
 	images  internalapi.ImageManagerService
 }
@@ -61,7 +62,7 @@ func start(t *testing.T) *machine {
 	}
 	binDir := filepath.Join(top, "bin")
 	linkPrograms(t, built, binDir)
-	m := &machine{dirs: layout.Dirs{State: filepath.Join(top, "state"), Run: filepath.Join(top, "run"), Log: filepath.Join(top, "log")}}
+	m := &machine{binDir: binDir, dirs: layout.Dirs{State: filepath.Join(top, "state"), Run: filepath.Join(top, "run"), Log: filepath.Join(top, "log")}}
 	registryConfig, err := runtimeconf.WriteRegistry(m.dirs)
 	if err != nil {
 		t.Fatal(err)
