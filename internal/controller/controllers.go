@@ -19,9 +19,11 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -42,6 +44,7 @@ import (
 type Options struct {
 	Kubeconfig, Region                 string
 	WebhookCert, WebhookKey, WebhookCA string // PEM files
+	WebhookPort                        int    // 0 means eks.WebhookPort
 	HealthPort                         int
 	LeaderElect                        bool
 }
@@ -75,6 +78,9 @@ func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecor
 
 // Run runs the controllers until ctx ends.
 func Run(ctx context.Context, o Options) error {
+	if o.WebhookPort == 0 {
+		o.WebhookPort = eks.WebhookPort
+	}
 	config, err := clientcmd.BuildConfigFromFlags("", o.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("read kubeconfig %s: %w", o.Kubeconfig, err)
@@ -102,7 +108,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	mgr.GetWebhookServer().Register(admission.Path, &webhook.Admission{Handler: &admission.Handler{Reader: mgr.GetClient(), Now: time.Now}})
 	register := manager.RunnableFunc(func(ctx context.Context) error {
-		return admission.Register(ctx, mgr.GetClient(), admission.URL(), ca)
+		return admission.Register(ctx, mgr.GetClient(), admission.URL(o.WebhookPort), ca)
 	})
 	if err := mgr.Add(register); err != nil {
 		return fmt.Errorf("add the webhook's registration: %w", err)
@@ -110,7 +116,7 @@ func Run(ctx context.Context, o Options) error {
 	return mgr.Start(ctx)
 }
 
-func newManager(config *rest.Config, o Options) (ctrl.Manager, error) {
+func newManager(api *rest.Config, o Options) (ctrl.Manager, error) {
 	options := ctrl.Options{
 		Scheme:                        Scheme(),
 		Metrics:                       metricsserver.Options{BindAddress: "0"},
@@ -119,17 +125,19 @@ func newManager(config *rest.Config, o Options) (ctrl.Manager, error) {
 		LeaderElectionID:              "berth-controller",
 		LeaderElectionNamespace:       "kube-system",
 		LeaderElectionReleaseOnCancel: true,
+		// Names need not be unique in the process: a test runs the controllers more than once.
+		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
 		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
 			&corev1.Pod{}: {Field: fields.OneTermEqualSelector("spec.schedulerName", eks.SchedulerName)},
 			&certificates.CertificateSigningRequest{}: {},
 		}, DefaultTransform: cache.TransformStripManagedFields()},
 		WebhookServer: webhook.NewServer(webhook.Options{
-			Host: "127.0.0.1", Port: eks.WebhookPort, CertDir: filepath.Dir(o.WebhookCert),
+			Host: "127.0.0.1", Port: o.WebhookPort, CertDir: filepath.Dir(o.WebhookCert),
 			CertName: filepath.Base(o.WebhookCert), KeyName: filepath.Base(o.WebhookKey),
 			TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.MinVersion = tls.VersionTLS12 }},
 		}),
 	}
-	mgr, err := ctrl.NewManager(config, options)
+	mgr, err := ctrl.NewManager(api, options)
 	if err != nil {
 		return nil, fmt.Errorf("make the controllers' manager: %w", err)
 	}

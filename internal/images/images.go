@@ -54,7 +54,7 @@ func Load(ctx context.Context, dirs berthlayout.Dirs, binDir, source string) ([]
 	case strings.HasPrefix(source, ".") || strings.HasPrefix(source, "/") || strings.Contains(source, ".tar"):
 		return nil, fmt.Errorf("no such file: %s", source)
 	}
-	return loadName(ctx, dirs, source)
+	return loadName(ctx, dirs, binDir, source)
 }
 
 func ping(ctx context.Context) error {
@@ -76,19 +76,25 @@ func loadArchive(ctx context.Context, dirs berthlayout.Dirs, binDir, path string
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range names {
-		if err := mirror(dirs, n); err != nil {
-			return nil, err
-		}
-	}
-	ctr := exec.CommandContext(ctx, filepath.Join(binDir, "ctr"), "--address", dirs.ContainerdSocket(), "--namespace", "k8s.io", "images", "import", "--local", path)
-	if out, err := ctr.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("import %s into containerd: %w: %s", path, err, out)
-	}
-	return names, nil
+	return names, fetch(ctx, dirs, binDir, names...)
 }
 
-func loadName(ctx context.Context, dirs berthlayout.Dirs, source string) ([]string, error) {
+// fetch lets containerd take images that are in the loopback registry, so that pull policy Never works, too.
+func fetch(ctx context.Context, dirs berthlayout.Dirs, binDir string, names ...string) error {
+	for _, n := range names {
+		if err := mirror(dirs, n); err != nil {
+			return err
+		}
+		ctr := exec.CommandContext(ctx, filepath.Join(binDir, "ctr"), "--address", dirs.ContainerdSocket(), "--namespace", "k8s.io",
+			"images", "pull", "--hosts-dir", runtimeconf.HostsDir(dirs), n)
+		if out, err := ctr.CombinedOutput(); err != nil {
+			return fmt.Errorf("import %s into containerd: %w: %s", n, err, out)
+		}
+	}
+	return nil
+}
+
+func loadName(ctx context.Context, dirs berthlayout.Dirs, binDir, source string) ([]string, error) {
 	ref, err := name.ParseReference(source)
 	if err != nil {
 		return nil, fmt.Errorf("%q is neither a file nor an image name: %w", source, err)
@@ -100,7 +106,8 @@ func loadName(ctx context.Context, dirs berthlayout.Dirs, source string) ([]stri
 	if err := push(ctx, ref, image); err != nil {
 		return nil, err
 	}
-	return []string{ref.Name()}, mirror(dirs, ref.Name())
+	name := containerdName(ref)
+	return []string{name}, fetch(ctx, dirs, binDir, name)
 }
 
 func mirror(dirs berthlayout.Dirs, image string) error {
@@ -109,7 +116,7 @@ func mirror(dirs berthlayout.Dirs, image string) error {
 		return err
 	}
 	host := registryOf(ref)
-	upstream := "https://" + host
+	upstream := ref.Context().Scheme() + "://" + host
 	if host == "docker.io" {
 		upstream = "https://registry-1.docker.io"
 	}
@@ -122,6 +129,11 @@ func registryOf(ref name.Reference) string {
 		return host
 	}
 	return "docker.io"
+}
+
+// containerdName is an image's full name as containerd and Kubernetes write it.
+func containerdName(ref name.Reference) string {
+	return registryOf(ref) + strings.TrimPrefix(ref.Name(), ref.Context().RegistryStr())
 }
 
 func push(ctx context.Context, ref name.Reference, image v1.Image) error {
@@ -170,7 +182,7 @@ func pushArchive(ctx context.Context, path string) ([]string, error) {
 			if err := push(ctx, tag, image); err != nil {
 				return nil, err
 			}
-			names = append(names, tag.Name())
+			names = append(names, containerdName(tag))
 		}
 	}
 	return names, nil
@@ -211,7 +223,7 @@ func pushOCI(ctx context.Context, path string, why error) ([]string, error) {
 		if err := push(ctx, ref, image); err != nil {
 			return nil, err
 		}
-		names = append(names, ref.Name())
+		names = append(names, containerdName(ref))
 	}
 	return names, nil
 }

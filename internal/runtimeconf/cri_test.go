@@ -39,6 +39,7 @@ esac
 // machine is a containerd and a registry, configured by the package under test.
 type machine struct {
 	dirs    layout.Dirs
+	binDir  string
 	runtime internalapi.RuntimeService
 	images  internalapi.ImageManagerService
 }
@@ -55,15 +56,13 @@ func start(t *testing.T) *machine {
 			t.Fatalf("bin/%s is missing: run make build images first", need)
 		}
 	}
-	// Short, because paths of sockets are limited to 107 bytes.
-	top, err := os.MkdirTemp("/tmp", "brt")
+	top, err := os.MkdirTemp(os.Getenv(topVariable), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(top) })
 	binDir := filepath.Join(top, "bin")
 	linkPrograms(t, built, binDir)
-	m := &machine{dirs: layout.Dirs{State: filepath.Join(top, "state"), Run: filepath.Join(top, "run"), Log: filepath.Join(top, "log")}}
+	m := &machine{binDir: binDir, dirs: layout.Dirs{State: filepath.Join(top, "state"), Run: filepath.Join(top, "run"), Log: filepath.Join(top, "log")}}
 	registryConfig, err := runtimeconf.WriteRegistry(m.dirs)
 	if err != nil {
 		t.Fatal(err)

@@ -44,7 +44,21 @@ func TestPodUnderGVisor(t *testing.T) {
 			return nil
 		})
 	})
+	t.Run("raw sockets", func(t *testing.T) {
+		p.exited(t, p.run(t, "ping", busyboxImage, "ping", "-c", "1", "-W", "1", "127.0.0.1"))
+		if log := p.log(t, "ping"); !strings.Contains(log, "1 packets received") {
+			t.Errorf("log is %q", log)
+		}
+	})
+	t.Run("set-user-ID programs", func(t *testing.T) {
+		const script = "cp /usr/bin/id /tmp; chmod 4755 /tmp/id; setpriv --reuid=101 --clear-groups /tmp/id -u"
+		p.exited(t, p.run(t, "suid", nginxImage, "sh", "-c", script))
+		if log := p.log(t, "suid"); !strings.HasSuffix(log, "stdout F 0") {
+			t.Errorf("log is %q", log)
+		}
+	})
 	t.Run("statistics", func(t *testing.T) { checkStatistics(t, p, nginx) })
+	t.Run("memory", func(t *testing.T) { checkMemory(t, p.id) })
 	t.Run("the sandbox is in the pod's cgroup", func(t *testing.T) { checkCgroup(t, p) })
 	t.Run("events", func(t *testing.T) {
 		want := map[cri.ContainerEventType]bool{}

@@ -16,10 +16,14 @@ import (
 
 // These tests run containerd, the registry and gVisor for real. They do so in namespaces of their own (processes, mounts,
 // network), which the kernel takes away with everything in them when the tests end, however they end.
-const stageVariable = "BERTH_RUNTIMECONF_TEST_STAGE"
+const (
+	stageVariable = "BERTH_RUNTIMECONF_TEST_STAGE"
+	// topVariable names the directory that holds all files of the tests; its base names their cgroup.
+	topVariable = "BERTH_RUNTIMECONF_TEST_DIR"
+)
 
 // testCgroup is the parent of the tests' pods, below each hierarchy's root.
-var testCgroup = fmt.Sprintf("/berth-test-%d", os.Getppid())
+var testCgroup = "/berth-test-" + filepath.Base(os.Getenv(topVariable))
 
 func TestMain(m *testing.M) {
 	var (
@@ -47,7 +51,14 @@ func outside() (int, error) {
 	if os.Geteuid() != 0 {
 		return 1, errors.New("they need root (namespaces, mounts, cgroups); run them with sudo, or with make test")
 	}
+	// Short, because paths of sockets are limited to 107 bytes; removed here, where no mount holds it any more.
+	top, err := os.MkdirTemp("/tmp", "brt")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(top)
 	cmd := again("first")
+	cmd.Env = append(cmd.Env, topVariable+"="+top)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
 	return run(cmd)
@@ -113,7 +124,7 @@ func run(cmd *exec.Cmd) (int, error) {
 	return 0, err
 }
 
-// hierarchies are the roots under which the memory of a cgroup may be limited.
+// memoryRoot is the hierarchy in which the memory of a cgroup is limited.
 func memoryRoot() string {
 	if cgroups.IsCgroup2UnifiedMode() {
 		return "/sys/fs/cgroup"

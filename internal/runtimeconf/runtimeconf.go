@@ -5,7 +5,9 @@ package runtimeconf
 import (
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
+	"strings"
 
 	"github.com/berth-run/berth/internal/layout"
 )
@@ -19,11 +21,11 @@ var mirrored = map[string]string{
 	"registry.k8s.io": "https://registry.k8s.io",
 }
 
-func write(path, content string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+func write(file, content string) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("make the configuration directory: %w", err)
 	}
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	return nil
@@ -36,7 +38,7 @@ func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 		"runsc.toml":            fmt.Sprintf(runscConfig, filepath.Join(binDir, "runsc"), filepath.Join(dirs.Run, "runsc")),
 		"cni/10-berth.conflist": fmt.Sprintf(cniConfig, dirs.Run),
 		"containerd.toml": fmt.Sprintf(containerdConfig, dirs.Containerd(), dirs.ContainerdState(), dirs.ContainerdSocket(),
-			PauseImage, filepath.Join(conf, "certs.d"), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
+			PauseImage, HostsDir(dirs), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
 			filepath.Join(binDir, "containerd-shim-runsc-v1"), filepath.Join(conf, "runsc.toml"), binDir, filepath.Join(conf, "cni")),
 	}
 	for name, content := range files {
@@ -54,20 +56,27 @@ func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 
 // Mirror lets containerd look into the loopback registry before it asks the registry (host[:port]) itself, at upstream.
 func Mirror(dirs layout.Dirs, registry, upstream string) error {
-	path := filepath.Join(dirs.Config(), "certs.d", registry, "hosts.toml")
-	return write(path, fmt.Sprintf(hostsConfig, upstream, layout.RegistryPort, registry))
+	file := filepath.Join(HostsDir(dirs), registry, "hosts.toml")
+	return write(file, fmt.Sprintf(hostsConfig, upstream, layout.RegistryPort, Repository(registry, "")))
 }
 
-// Repository is where the loopback registry keeps a repository of another registry.
-func Repository(registry, repository string) string { return registry + "/" + repository }
+// HostsDir holds, for each registry that has a mirror, a folder that tells containerd so.
+func HostsDir(dirs layout.Dirs) string { return filepath.Join(dirs.Config(), "certs.d") }
+
+// Repository is where the loopback registry keeps a repository of another registry (host[:port]).
+func Repository(registry, repository string) string {
+	return path.Join(strings.ReplaceAll(registry, ":", "_"), repository)
+}
 
 // WriteRegistry writes the loopback registry's configuration and returns its path.
 func WriteRegistry(dirs layout.Dirs) (string, error) {
-	path := filepath.Join(dirs.Config(), "registry.yaml")
-	return path, write(path, fmt.Sprintf(registryConfig, dirs.Registry(), layout.RegistryPort))
+	file := filepath.Join(dirs.Config(), "registry.yaml")
+	return file, write(file, fmt.Sprintf(registryConfig, dirs.Registry(), layout.RegistryPort))
 }
 
+// hostsConfig gives up early on a registry that does not answer: most machines without internet drop packets silently.
 const hostsConfig = `server = "%s"
+dial_timeout = "5s"
 
 [host."http://127.0.0.1:%d/v2/%s"]
   capabilities = ["pull", "resolve"]
@@ -90,7 +99,8 @@ const cniConfig = `{
 `
 
 // runscConfig: systrap needs no hardware virtualization; writes of a container go to the sandbox's own memory-backed or
-// file-backed overlay, never into the image.
+// file-backed overlay, never into the image. Raw sockets and set-user-ID programs work as in other Kubernetes pods (ping,
+// su), within the sandbox: capabilities and allowPrivilegeEscalation of the pod's security context still decide.
 const runscConfig = `binary_name = %q
 root = %q
 
@@ -98,6 +108,8 @@ root = %q
 platform = "systrap"
 network = "sandbox"
 overlay2 = "root:self"
+net-raw = "true"
+allow-suid = "true"
 `
 
 const containerdConfig = `version = 3

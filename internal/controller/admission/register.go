@@ -13,8 +13,8 @@ import (
 	"github.com/berth-run/berth/internal/eks"
 )
 
-// URL of the webhook on its own machine, as EKS registers it (facts 2.1).
-func URL() string { return fmt.Sprintf("https://127.0.0.1:%d%s", eks.WebhookPort, Path) }
+// URL of the webhook on its own machine; on EKS the port is eks.WebhookPort (facts 2.1).
+func URL(port int) string { return fmt.Sprintf("https://127.0.0.1:%d%s", port, Path) }
 
 // Register creates or corrects the MutatingWebhookConfiguration; caBundle (PEM) verifies the certificate of the webhook at url.
 func Register(ctx context.Context, c client.Client, url string, caBundle []byte) error {

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
@@ -24,6 +25,8 @@ import (
 
 const (
 	parallel = 8
+	// unacceptedGrace is how long a deleted pod may wait for a host agent to take up its Berth, from the deletion on.
+	unacceptedGrace = 3 * time.Second
 	// orphanGrace is how long a deleted pod may wait, beyond its own grace period, for a kubelet that never registered.
 	orphanGrace = 10 * time.Second
 )
@@ -92,7 +95,11 @@ func (r *Reconciler) forceOrphan(ctx context.Context, pod *corev1.Pod, berth *v1
 	if pod.DeletionTimestamp == nil || meta.IsStatusConditionTrue(berth.Status.Conditions, v1alpha1.ConditionNodeRegistered) {
 		return reconcile.Result{}, nil
 	}
-	if wait := pod.DeletionTimestamp.Add(orphanGrace).Sub(r.Now()); wait > 0 {
+	end := pod.DeletionTimestamp.Add(orphanGrace) // the timestamp is when the pod's own grace period ends
+	if berth.Status.Timeline.Accepted == nil {
+		end = pod.DeletionTimestamp.Add(unacceptedGrace - time.Duration(ptr.Deref(pod.DeletionGracePeriodSeconds, 0))*time.Second)
+	}
+	if wait := end.Sub(r.Now()); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
 	now := int64(0)

@@ -97,7 +97,31 @@ func (r *Reconciler) judge(ctx context.Context, csr *certificates.CertificateSig
 	if berth == nil {
 		return fmt.Sprintf("no Berth on host %s names node %s", host, node), nil
 	}
+	if refusal := usages(csr.Spec.SignerName, csr.Spec.Usages); refusal != "" {
+		return refusal, nil
+	}
 	return names(csr.Spec.SignerName, req, berth), nil
+}
+
+// usages checks what the key may do: authenticate as a client, or as a server, never both.
+func usages(signer string, asked []certificates.KeyUsage) string {
+	purpose := map[string]certificates.KeyUsage{
+		certificates.KubeAPIServerClientKubeletSignerName: certificates.UsageClientAuth,
+		certificates.KubeletServingSignerName:             certificates.UsageServerAuth,
+	}[signer]
+	if purpose == "" {
+		return "host agents may not use signer " + signer
+	}
+	allowed := []certificates.KeyUsage{certificates.UsageDigitalSignature, certificates.UsageKeyEncipherment, purpose}
+	for _, u := range asked {
+		if !slices.Contains(allowed, u) {
+			return fmt.Sprintf("the usages of signer %s are %v", signer, allowed)
+		}
+	}
+	if !slices.Contains(asked, purpose) {
+		return fmt.Sprintf("the usages of signer %s are %v", signer, allowed)
+	}
+	return ""
 }
 
 // names checks what the certificate would be good for.
@@ -112,8 +136,6 @@ func names(signer string, req *x509.CertificateRequest, b *v1alpha1.Berth) strin
 			len(req.IPAddresses) != 1 || req.IPAddresses[0].String() != b.Spec.IP {
 			return fmt.Sprintf("a serving certificate of this node is for %s and %s only", b.Spec.NodeName, b.Spec.IP)
 		}
-	default:
-		return "host agents may not use signer " + signer
 	}
 	return ""
 }

@@ -18,8 +18,15 @@ import (
 // the first placement, and follows them from then on; there is one per process, and one process leads.
 type Addresses struct {
 	mu      sync.Mutex
-	subnets map[string]*ipam.Allocator
+	subnets map[string]*book
 	held    map[types.UID]hold // by pod
+}
+
+// book holds the addresses of one subnet; total is how many it has.
+type book struct {
+	*ipam.Allocator
+	prefix netip.Prefix
+	total  int
 }
 
 type hold struct {
@@ -31,7 +38,7 @@ type hold struct {
 
 // NewAddresses makes an empty record.
 func NewAddresses() *Addresses {
-	return &Addresses{subnets: map[string]*ipam.Allocator{}, held: map[types.UID]hold{}}
+	return &Addresses{subnets: map[string]*book{}, held: map[types.UID]hold{}}
 }
 
 // Sync takes over the subnets and berths of the cache: addresses of new berths are reserved, those of vanished berths released.
@@ -47,14 +54,10 @@ func (a *Addresses) Sync(ctx context.Context, r client.Reader, now time.Time) er
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range subnets.Items {
-		if _, known := a.subnets[s.Name]; known || s.Spec.Type == v1alpha1.SubnetPublic {
+		if s.Spec.Type == v1alpha1.SubnetPublic {
 			continue
 		}
-		prefix, err := netip.ParsePrefix(s.Spec.CIDR)
-		if err != nil {
-			return fmt.Errorf("subnet %s: %w", s.Name, err)
-		}
-		if a.subnets[s.Name], err = ipam.New(prefix); err != nil {
+		if err := a.open(&s); err != nil {
 			return fmt.Errorf("subnet %s: %w", s.Name, err)
 		}
 	}
@@ -77,16 +80,33 @@ func (a *Addresses) Sync(ctx context.Context, r client.Reader, now time.Time) er
 	return nil
 }
 
+// open opens the subnet's book, or another one if a subnet of that name was made anew with another range.
+func (a *Addresses) open(s *v1alpha1.Subnet) error {
+	prefix, err := netip.ParsePrefix(s.Spec.CIDR)
+	if err != nil {
+		return err
+	}
+	if b := a.subnets[s.Name]; b != nil && b.prefix == prefix {
+		return nil
+	}
+	allocator, err := ipam.New(prefix)
+	if err != nil {
+		return err
+	}
+	a.subnets[s.Name] = &book{Allocator: allocator, prefix: prefix, total: allocator.Free(time.Time{})}
+	return nil
+}
+
 // Take gives the pod an address of the subnet; a pod that holds one of it already keeps it.
 func (a *Addresses) Take(subnet string, pod types.UID, now time.Time) (netip.Addr, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if h, ok := a.held[pod]; ok && h.subnet == subnet {
-		return h.addr, nil
-	}
 	allocator := a.subnets[subnet]
 	if allocator == nil {
 		return netip.Addr{}, fmt.Errorf("subnet %s does not exist", subnet)
+	}
+	if h, ok := a.held[pod]; ok && h.subnet == subnet && allocator.prefix.Contains(h.addr) {
+		return h.addr, nil
 	}
 	addr, err := allocator.Take(now)
 	if err != nil {
@@ -106,12 +126,21 @@ func (a *Addresses) GiveBack(pod types.UID, now time.Time) {
 	}
 }
 
-// Usage is how many addresses of a subnet are free and used.
+// Usage is how many addresses of a subnet are free, and how many are used or rest before they are used again.
 func (a *Addresses) Usage(subnet string, now time.Time) (free, used int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if allocator := a.subnets[subnet]; allocator != nil {
-		return allocator.Free(now), allocator.Used()
+	if b := a.subnets[subnet]; b != nil {
+		free = b.Free(now)
+		return free, b.total - free
 	}
 	return 0, 0
+}
+
+// InUse says whether a pod holds an address of the subnet.
+func (a *Addresses) InUse(subnet string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b := a.subnets[subnet]
+	return b != nil && b.Used() > 0
 }

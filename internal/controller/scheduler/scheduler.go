@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,12 +25,15 @@ import (
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/placement"
 	"github.com/berth-run/berth/internal/podcheck"
+	match "github.com/berth-run/berth/internal/profile"
 	"github.com/berth-run/berth/internal/sizing"
 )
 
 const (
 	// retryInterval: a pod that cannot run now is looked at again then, even if nothing that it waits for was seen to change.
 	retryInterval = 30 * time.Second
+	// bindRetry: a pod whose binding met a conflict is looked at again then.
+	bindRetry = time.Second
 	// repeatAfter: the same event is said again no sooner.
 	repeatAfter = 5 * time.Minute
 	maxPodName  = 200
@@ -47,12 +51,13 @@ type Reconciler struct {
 	placing sync.Mutex
 	// pending are berths that were made here and may not be in the cache yet, by pod.
 	pending map[types.UID]v1alpha1.Berth
-	said    sync.Map // pod UID -> saying
+	said    sync.Map // types.NamespacedName of the pod -> saying
 }
 
 type saying struct {
-	message string
-	at      time.Time
+	pod types.UID
+	key string
+	at  time.Time
 }
 
 // BerthName is the name of a pod's Berth, the same at every try.
@@ -69,11 +74,12 @@ func BerthName(pod *corev1.Pod) string {
 func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pod corev1.Pod
 	if err := r.Client.Get(ctx, req.NamespacedName, &pod); err != nil {
+		r.said.Delete(req.NamespacedName)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if pod.Spec.NodeName != "" || pod.DeletionTimestamp != nil || len(pod.Spec.SchedulingGates) > 0 ||
 		pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
-		r.said.Delete(pod.UID)
+		r.said.Delete(req.NamespacedName)
 		return reconcile.Result{}, nil
 	}
 	berth, refusal, err := r.decide(ctx, &pod)
@@ -83,10 +89,15 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if refusal != nil {
 		return reconcile.Result{RequeueAfter: retryInterval}, r.refuse(ctx, &pod, *refusal)
 	}
-	if err := r.bind(ctx, &pod, berth); err != nil {
+	switch err := r.bind(ctx, &pod, berth); {
+	case apierrors.IsNotFound(err): // deleted meanwhile
+		return reconcile.Result{}, nil
+	case apierrors.IsConflict(err): // bound already, as the cache will soon show, or being deleted
+		return reconcile.Result{RequeueAfter: bindRetry}, nil
+	case err != nil:
 		return reconcile.Result{}, err
 	}
-	r.said.Delete(pod.UID)
+	r.said.Delete(req.NamespacedName)
 	r.Recorder.Event(&pod, corev1.EventTypeNormal, eks.EventScheduled, eks.MessageScheduled(pod.Namespace, pod.Name, berth.Spec.NodeName))
 	return reconcile.Result{}, nil
 }
@@ -94,10 +105,21 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 // refusal is why a pod cannot run now: the reason of its condition PodScheduled, and a sentence.
 type refusal struct{ reason, message string }
 
+// key is the part of the message that makes it another one: how much room is lacking changes all the time.
+func (r refusal) key() string {
+	if strings.HasPrefix(r.message, eks.MessageNoCapacity) {
+		return eks.MessageNoCapacity
+	}
+	return r.message
+}
+
 // decide finds the pod's Berth or makes it.
 func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Berth, *refusal, error) {
 	existing := &v1alpha1.Berth{}
 	err := r.Client.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: BerthName(pod)}, existing)
+	if err == nil && existing.DeletionTimestamp != nil {
+		return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf("The pod's berth %s is being removed; the pod gets another one then", existing.Name)}, nil
+	}
 	if err == nil {
 		return existing, nil, nil
 	}
@@ -132,7 +154,13 @@ func (r *Reconciler) profileOf(ctx context.Context, pod *corev1.Pod) (*v1alpha1.
 	if err != nil {
 		return nil, nil, fmt.Errorf("get profile %s: %w", name, err)
 	}
-	return profile, nil, nil
+	for _, s := range profile.Spec.Selectors {
+		if match.Matches(s, pod.Namespace, pod.Labels) {
+			return profile, nil, nil
+		}
+	}
+	return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf(
+		"Pod is not authorized to run on Fargate: no selector of fargate profile %s matches the pod's namespace and labels", name)}, nil
 }
 
 func (r *Reconciler) claim(ctx context.Context) func(string, string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, error) {
@@ -152,8 +180,24 @@ func (r *Reconciler) claim(ctx context.Context) func(string, string) (*corev1.Pe
 	}
 }
 
-// place chooses and writes the decision down, one pod at a time.
+// place chooses and writes the decision down.
 func (r *Reconciler) place(ctx context.Context, pod *corev1.Pod, profile *v1alpha1.FargateProfile, size v1alpha1.Size) (*v1alpha1.Berth, *refusal, error) {
+	berth, no, err := r.choose(ctx, pod, profile, size)
+	if no != nil || err != nil {
+		return nil, no, err
+	}
+	if err := r.Client.Create(ctx, berth); err != nil {
+		r.placing.Lock()
+		defer r.placing.Unlock()
+		delete(r.pending, pod.UID)
+		r.Addresses.GiveBack(pod.UID, r.Now())
+		return nil, nil, fmt.Errorf("create berth %s: %w", berth.Name, err)
+	}
+	return berth, nil, nil
+}
+
+// choose chooses for one pod at a time, and remembers the choice until the cache shows it.
+func (r *Reconciler) choose(ctx context.Context, pod *corev1.Pod, profile *v1alpha1.FargateProfile, size v1alpha1.Size) (*v1alpha1.Berth, *refusal, error) {
 	r.placing.Lock()
 	defer r.placing.Unlock()
 	now := r.Now()
@@ -179,11 +223,7 @@ func (r *Reconciler) place(ctx context.Context, pod *corev1.Pod, profile *v1alph
 		return nil, &refusal{corev1.PodReasonUnschedulable, (&placement.NoCapacityError{Details: []string{err.Error()}}).Error()}, nil
 	}
 	berth := newBerth(pod, profile, choice, size, eks.NodeName(addr, r.Region), addr.String(), now)
-	if err := r.Client.Create(ctx, berth); err != nil {
-		r.Addresses.GiveBack(pod.UID, now)
-		return nil, nil, fmt.Errorf("create berth %s: %w", berth.Name, err)
-	}
-	r.pending[pod.UID] = *berth
+	r.pending[pod.UID] = *berth.DeepCopy()
 	return berth, nil, nil
 }
 
@@ -216,7 +256,7 @@ func (r *Reconciler) bind(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.
 			Annotations: map[string]string{eks.AnnotationCapacityProvisioned: sizing.CapacityProvisioned(berth.Spec.Size)}},
 		Target: corev1.ObjectReference{Kind: "Node", Name: berth.Spec.NodeName},
 	}
-	if err := r.Client.SubResource("binding").Create(ctx, pod, binding); client.IgnoreNotFound(err) != nil {
+	if err := r.Client.SubResource("binding").Create(ctx, pod, binding); err != nil {
 		return fmt.Errorf("bind pod %s/%s to %s: %w", pod.Namespace, pod.Name, berth.Spec.NodeName, err)
 	}
 	return nil
@@ -225,10 +265,12 @@ func (r *Reconciler) bind(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.
 // refuse tells the pod's owner why it waits: as an event and as condition PodScheduled=False.
 func (r *Reconciler) refuse(ctx context.Context, pod *corev1.Pod, no refusal) error {
 	now := r.Now()
-	if last, ok := r.said.Load(pod.UID); !ok || last.(saying).message != no.message || now.Sub(last.(saying).at) >= repeatAfter {
-		r.said.Store(pod.UID, saying{no.message, now})
-		r.Recorder.Event(pod, corev1.EventTypeWarning, eks.EventFailedScheduling, no.message)
+	name := client.ObjectKeyFromObject(pod)
+	if last, ok := r.said.Load(name); ok && last.(saying).pod == pod.UID && last.(saying).key == no.key() && now.Sub(last.(saying).at) < repeatAfter {
+		return nil
 	}
+	r.said.Store(name, saying{pod.UID, no.key(), now})
+	r.Recorder.Event(pod, corev1.EventTypeWarning, eks.EventFailedScheduling, no.message)
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == no.reason && c.Message == no.message {
 			return nil

@@ -86,6 +86,9 @@ func (r *Reconciler) snapshot(ctx context.Context, profile *v1alpha1.FargateProf
 			}
 			return in, fmt.Errorf("get subnet %s: %w", name, err)
 		}
+		if s.DeletionTimestamp != nil {
+			continue
+		}
 		free, _ := r.Addresses.Usage(name, now)
 		state := placement.SubnetState{Name: name, Zone: s.Spec.Zone, FreeIPs: free}
 		for _, b := range all {

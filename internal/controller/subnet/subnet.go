@@ -25,6 +25,7 @@ const Finalizer = "berth.run/subnet"
 type Usage interface {
 	Sync(ctx context.Context, r client.Reader, now time.Time) error
 	Usage(subnet string, now time.Time) (free, used int)
+	InUse(subnet string) bool
 }
 
 // Reconciler looks after subnets.
@@ -63,7 +64,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	free, used := r.Usage.Usage(s.Name, now)
-	if s.DeletionTimestamp != nil && used == 0 {
+	if s.DeletionTimestamp != nil && !r.Usage.InUse(s.Name) {
 		controllerutil.RemoveFinalizer(s, Finalizer)
 		return reconcile.Result{}, client.IgnoreNotFound(r.Client.Update(ctx, s))
 	}

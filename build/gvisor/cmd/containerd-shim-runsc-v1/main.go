@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime/debug"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/shim"
@@ -26,10 +27,12 @@ const (
 	sandboxAnnotation = "io.kubernetes.cri.sandbox-id"
 )
 
-// smallHeap keeps the shim, of which there is one per pod, small: it is idle nearly always.
-var smallHeap = []string{"GOMAXPROCS=2", "GOGC=25"}
+// gcPercent keeps the shim, of which there is one per pod, small: it is idle nearly always. It is not set by the environment
+// (GOGC), because runsc would inherit it and take a megabyte more for each of its processes.
+const gcPercent = 25
 
 func main() {
+	debug.SetGCPercent(gcPercent)
 	shim.Run(context.Background(), manager{gvisor.NewShimManager(runtimeName)})
 }
 
@@ -94,7 +97,7 @@ func launch(ctx context.Context, id string, opts shim.StartOpts, socket *os.File
 		args = append(args, "-debug")
 	}
 	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), smallHeap...)
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=2")
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	cmd.ExtraFiles = []*os.File{socket}
 	if err := cmd.Start(); err != nil {

@@ -1,0 +1,298 @@
+package controller_test
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	admissionregistration "k8s.io/api/admissionregistration/v1"
+	certificates "k8s.io/api/certificates/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/controller"
+	"github.com/berth-run/berth/internal/controller/scheduler"
+	"github.com/berth-run/berth/internal/eks"
+	"github.com/berth-run/berth/internal/kit/testkit"
+)
+
+// runControllers runs the whole process, as user berth:controller with the chart's rights, until the end of the test.
+func runControllers(t *testing.T, c client.Client) {
+	t.Helper()
+	if err := env.Create(t.Context(), "charts/berth/templates/controller-rbac.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	user, err := env.ConfigFor("berth:controller")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	o := controller.Options{Kubeconfig: filepath.Join(dir, "kubeconfig"), Region: region, LeaderElect: true}
+	writeKubeconfig(t, user, o.Kubeconfig)
+	if o.WebhookCert, o.WebhookKey, o.WebhookCA, err = env.WriteServingCert(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range []*int{&o.WebhookPort, &o.HealthPort} {
+		if *port, err = testkit.FreePort(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- controller.Run(ctx, o) }()
+	hook := &admissionregistration.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: eks.WebhookConfigurationName}}
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("the controllers end with %v", err)
+		}
+		remove(t, hook)
+	})
+	waitFor(t, "the webhook's registration", func() bool {
+		select {
+		case err := <-done:
+			done <- err
+			t.Fatalf("the controllers ended: %v", err)
+		default:
+		}
+		return !gone(t, c, hook)
+	})
+	checkHook(t, hook.Webhooks[0], fmt.Sprintf("https://127.0.0.1:%d/mutate", o.WebhookPort))
+}
+
+func writeKubeconfig(t *testing.T, config *rest.Config, file string) {
+	t.Helper()
+	k := api.NewConfig()
+	k.Clusters["test"] = &api.Cluster{Server: config.Host, CertificateAuthorityData: config.CAData}
+	k.AuthInfos["test"] = &api.AuthInfo{ClientCertificateData: config.CertData, ClientKeyData: config.KeyData}
+	k.Contexts["test"] = &api.Context{Cluster: "test", AuthInfo: "test"}
+	k.CurrentContext = "test"
+	if err := clientcmd.WriteToFile(*k, file); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkHook compares with what EKS registers (facts 2.1).
+func checkHook(t *testing.T, h admissionregistration.MutatingWebhook, url string) {
+	t.Helper()
+	rule := h.Rules[0]
+	if h.Name != "0500-amazon-eks-fargate-mutation.amazonaws.com" || *h.ClientConfig.URL != url || *h.FailurePolicy != "Ignore" ||
+		*h.MatchPolicy != "Equivalent" || *h.ReinvocationPolicy != "Never" || *h.SideEffects != "None" || *h.TimeoutSeconds != 5 ||
+		fmt.Sprintf("%v %v %v %v %s", rule.Operations, rule.APIGroups, rule.APIVersions, rule.Resources, *rule.Scope) != "[CREATE] [*] [*] [pods] *" {
+		t.Errorf("the webhook is registered as %+v", h)
+	}
+}
+
+// TestControllersTogether runs the whole process against the API server: webhook, scheduler and all controllers.
+func TestControllersTogether(t *testing.T) {
+	c := admin(t)
+	runControllers(t, c)
+	newSubnet(t, c, "run-a", cidr(90), region+"a")
+	newSubnet(t, c, "run-b", cidr(91), region+"b")
+	newHost(t, c, "run", region+"a", region+"b")
+	ns := namespace(t, c)
+	t.Run("a profile becomes active", func(t *testing.T) { testActivation(t, c, ns) })
+	createProfile(t, c, "run", v1alpha1.Selector{Namespace: ns, Labels: map[string]string{"app": "web*"}})
+	createProfile(t, c, "run-second", v1alpha1.Selector{Namespace: ns, Labels: map[string]string{"app": "web*"}})
+	t.Run("admission", func(t *testing.T) { testAdmission(t, c, ns) })
+	t.Run("a pod's whole life", func(t *testing.T) { testLife(t, c, ns) })
+	t.Run("fifty at once", func(t *testing.T) { testBurst(t, c, ns) })
+	t.Run("a waiting pod is judged again", func(t *testing.T) { testWaiting(t, c) })
+	t.Run("a host's certificates", func(t *testing.T) { testCertificate(t, c, ns) })
+}
+
+func createProfile(t *testing.T, c client.Client, name string, selectors ...v1alpha1.Selector) *v1alpha1.FargateProfile {
+	t.Helper()
+	p := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.FargateProfileSpec{Selectors: selectors}})
+	waitFor(t, "profile "+name+" to be ACTIVE", func() bool { return get(t, c, p).Status.Status == v1alpha1.ProfileActive })
+	return p
+}
+
+func testActivation(t *testing.T, c client.Client, ns string) {
+	p := createProfile(t, c, "run-life", v1alpha1.Selector{Namespace: ns + "-nobody"})
+	if fmt.Sprint(p.Status.Subnets) != "[run-a run-b]" {
+		t.Errorf("subnets are %v, want all private ones", p.Status.Subnets)
+	}
+	if err := c.Delete(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the profile to go", func() bool { return gone(t, c, p) })
+}
+
+// webPod is a pod as a user writes it, for profile run.
+func webPod(ns, name string) *corev1.Pod {
+	p := plainPod(ns, name)
+	p.Labels = map[string]string{"app": "web-shop"}
+	return p
+}
+
+func testAdmission(t *testing.T, c client.Client, ns string) {
+	for name, tc := range map[string]struct {
+		change func(*corev1.Pod)
+		want   string // the profile; empty: left alone
+	}{
+		"matches":          {func(*corev1.Pod) {}, "run"},
+		"other-label":      {func(p *corev1.Pod) { p.Labels["app"] = "db" }, ""},
+		"no-labels":        {func(p *corev1.Pod) { p.Labels = nil }, ""},
+		"forced":           {func(p *corev1.Pod) { p.Labels[eks.LabelProfile] = "run-second" }, "run-second"},
+		"forced-elsewhere": {func(p *corev1.Pod) { p.Labels[eks.LabelProfile] = "ghost" }, ""},
+		"compute-type-ec2": {func(p *corev1.Pod) { p.Annotations = map[string]string{eks.ComputeTypeKey: eks.ComputeTypeEC2} }, ""},
+		"own-annotations":  {func(p *corev1.Pod) { p.Annotations = map[string]string{"example.com/a": "d"} }, "run"},
+		"other-scheduler":  {func(p *corev1.Pod) { p.Spec.SchedulerName = "mine" }, ""},
+		"daemon-set": {func(p *corev1.Pod) {
+			p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "DaemonSet", Name: "d", UID: "d"}}
+		}, ""},
+		"replica-set": {func(p *corev1.Pod) {
+			p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "r", UID: "r"}}
+		}, "run"},
+		"critical-priority": {func(p *corev1.Pod) { p.Spec.PriorityClassName = "system-cluster-critical" }, "run"},
+	} {
+		pod := webPod(ns, "admit-"+name)
+		tc.change(pod)
+		priority := pod.Spec.PriorityClassName
+		if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		marked := pod.Spec.SchedulerName == eks.SchedulerName
+		if marked != (tc.want != "") || marked && pod.Labels[eks.LabelProfile] != tc.want {
+			t.Errorf("%s: scheduler %s, labels %v, want profile %q", name, pod.Spec.SchedulerName, pod.Labels, tc.want)
+		}
+		if marked && pod.Annotations[v1alpha1.AnnotationAdmitted] == "" || name == "own-annotations" && pod.Annotations["example.com/a"] != "d" {
+			t.Errorf("%s: annotations are %v", name, pod.Annotations)
+		}
+		if pod.Spec.PriorityClassName != priority || len(pod.Spec.Tolerations) != 2 || len(pod.Spec.NodeSelector) > 0 {
+			t.Errorf("%s: priority class %q, tolerations %v, node selector %v: more was changed than scheduler and label",
+				name, pod.Spec.PriorityClassName, pod.Spec.Tolerations, pod.Spec.NodeSelector)
+		}
+	}
+}
+
+func berthOf(pod *corev1.Pod) *v1alpha1.Berth {
+	return &v1alpha1.Berth{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: scheduler.BerthName(pod)}}
+}
+
+// released acts as the host agent: it lets go of a Berth that is being deleted.
+func released(t *testing.T, c client.Client, b *v1alpha1.Berth) bool {
+	t.Helper()
+	if gone(t, c, b) {
+		return true
+	}
+	if b.DeletionTimestamp != nil && controllerutil.RemoveFinalizer(b, v1alpha1.FinalizerHost) {
+		_ = c.Update(t.Context(), b) // a conflict: tried again at the next look
+	}
+	return false
+}
+
+func testLife(t *testing.T, c client.Client, ns string) {
+	pod := create(t, c, webPod(ns, "life"))
+	waitFor(t, "the pod to be bound", func() bool { return get(t, c, pod).Spec.NodeName != "" })
+	if pod.Annotations[eks.AnnotationCapacityProvisioned] != "0.25vCPU 0.5GB" {
+		t.Errorf("annotations are %v", pod.Annotations)
+	}
+	b := get(t, c, berthOf(pod))
+	if b.Spec.NodeName != pod.Spec.NodeName || b.Annotations[v1alpha1.AnnotationAdmitted] != pod.Annotations[v1alpha1.AnnotationAdmitted] {
+		t.Errorf("berth %+v does not belong to pod on %s", b, pod.Spec.NodeName)
+	}
+	waitFor(t, "the event", func() bool {
+		var events corev1.EventList
+		if err := c.List(t.Context(), &events, client.InNamespace(ns)); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range events.Items {
+			if e.InvolvedObject.UID == pod.UID && e.Reason == "Scheduled" && e.Source.Component == "fargate-scheduler" {
+				return true
+			}
+		}
+		return false
+	})
+	node := create(t, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: pod.Spec.NodeName}})
+	// The agent never accepts the berth and no kubelet comes: the pod goes all the same, and everything with it.
+	if err := c.Delete(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "pod, berth and node to go", func() bool { return released(t, c, b) && gone(t, c, node) && gone(t, c, pod) })
+}
+
+func testBurst(t *testing.T, c client.Client, ns string) {
+	const pods = 50
+	start := time.Now()
+	for i := range pods {
+		create(t, c, webPod(ns, fmt.Sprintf("burst-%d", i)))
+	}
+	var list corev1.PodList
+	waitFor(t, "all pods to be bound", func() bool {
+		if err := c.List(t.Context(), &list, client.InNamespace(ns), client.MatchingLabels{"app": "web-shop"}); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list.Items {
+			if p.Spec.NodeName == "" {
+				return false
+			}
+		}
+		return len(list.Items) == pods
+	})
+	t.Logf("%d pods created and bound in %s", pods, time.Since(start).Round(time.Millisecond))
+	ips, zones := map[string]bool{}, map[string]int{}
+	for i := range list.Items {
+		b := get(t, c, berthOf(&list.Items[i]))
+		t.Cleanup(func() { remove(t, b) })
+		ips[b.Spec.IP] = true
+		zones[b.Spec.Zone]++
+		if b.Spec.NodeName != list.Items[i].Spec.NodeName {
+			t.Errorf("pod %s is on %s, its berth says %s", b.Spec.Pod.Name, list.Items[i].Spec.NodeName, b.Spec.NodeName)
+		}
+	}
+	if len(ips) != pods {
+		t.Errorf("%d addresses for %d pods", len(ips), pods)
+	}
+	if zones[region+"a"] != pods/2 || zones[region+"b"] != pods/2 {
+		t.Errorf("zones are %v, want them even", zones)
+	}
+}
+
+func testWaiting(t *testing.T, c client.Client) {
+	ns := namespace(t, c)
+	pod := create(t, c, markedPod(ns, "early", "run-late"))
+	waitFor(t, "the refusal", func() bool {
+		return strings.Contains(condition(get(t, c, pod)).Message, "fargate profile run-late does not exist")
+	})
+	createProfile(t, c, "run-late", v1alpha1.Selector{Namespace: ns})
+	waitFor(t, "the pod to be bound once its profile is there", func() bool { return get(t, c, pod).Spec.NodeName != "" })
+	b := get(t, c, berthOf(pod))
+	t.Cleanup(func() { remove(t, b) })
+}
+
+func testCertificate(t *testing.T, c client.Client, ns string) {
+	pod := create(t, c, webPod(ns, "certified"))
+	b := berthOf(pod)
+	waitFor(t, "the berth", func() bool { return !gone(t, c, b) })
+	t.Cleanup(func() { remove(t, b) })
+	config, err := env.ConfigFor("berth:host:run", "berth:hosts", "system:masters")
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	csr := create(t, clientFor(t, config), &certificates.CertificateSigningRequest{
+		ObjectMeta: metav1.ObjectMeta{Name: "run-certified"},
+		Spec: certificates.CertificateSigningRequestSpec{
+			Request:    csrPEM(t, &x509.CertificateRequest{Subject: nodeSubject(b.Spec.NodeName)}),
+			SignerName: certificates.KubeAPIServerClientKubeletSignerName, ExpirationSeconds: ptr.To(int32(3600)),
+			Usages: []certificates.KeyUsage{certificates.UsageDigitalSignature, certificates.UsageClientAuth},
+		},
+	})
+	waitFor(t, "the verdict", func() bool { return len(get(t, c, csr).Status.Conditions) > 0 })
+	t.Logf("verdict after %s", time.Since(start).Round(time.Millisecond))
+	checkVerdict(t, csr, "")
+}
