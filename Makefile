@@ -71,6 +71,14 @@ test: deps build images ## Run all tests: unit, controllers on a real API server
 	go test ./cmd/... ./internal/... ./hack/...
 	go test -count=1 -timeout 30m ./test/...
 
+.PHONY: bench-start
+bench-start: ## Time from a pod's creation to its running container, by stage (needs make up).
+	@go run ./test/bench/start
+
+.PHONY: bench-memory
+bench-memory: ## Private memory of each process that an idle pod costs (needs make up).
+	@hack/bench-memory.sh
+
 .PHONY: lint
 lint: ## Check formatting, go vet in every module of ours, and the shell scripts.
 	@unformatted=$$(gofmt -l api build charts cmd hack internal test); \
