@@ -6,7 +6,7 @@ SHELL := bash
 
 export CGO_ENABLED := 0
 # One set of flags for build, test and vet: packages are compiled once.
-export GOFLAGS := -trimpath -p=2
+export GOFLAGS := -trimpath -buildvcs=false -p=2
 BUILD := go build
 
 # Kubernetes reports the version that go.mod names.

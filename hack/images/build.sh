@@ -16,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 # fresh ARCHIVE RECIPE...: whether the archive is newer than every file of its recipe.
 fresh() {
   local archive=$1; shift
-  [ -f "$archive" ] && [ -z "$(find "$@" -type f -newer "$archive" -print -quit)" ]
+  [ -f "$archive" ] && [ -z "$(find "$@" -type f ! -name '*_test.go' -newer "$archive" -print -quit)" ]
 }
 
 # need PROGRAM PACKAGE...: installs packages of Debian or Ubuntu if the program is missing.
