@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Private memory of each process that a pod costs, in kB: one idle busybox pod on a running cluster (make up).
+# Private dirty memory of each process that a pod costs, in kB: one idle busybox pod on a running cluster (make up).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/bin:$PATH"
@@ -10,7 +10,7 @@ kubectl run bench-memory --image=busybox --image-pull-policy=IfNotPresent --labe
 kubectl wait --for=condition=Ready pod/bench-memory --timeout=60s >/dev/null
 sleep 20 # a node process gives the memory of its start back after 15 s
 uid=$(kubectl get pod bench-memory -o jsonpath='{.metadata.uid}')
-private() { awk '/^Private/ { s += $2 } END { print s + 0 }' "/proc/$1/smaps_rollup"; }
+private() { awk '/^Private_Dirty/ { s += $2 } END { print s + 0 }' "/proc/$1/smaps_rollup"; }
 node=$(cut -d' ' -f1 "/run/berth/nodes/$uid/pid")
 total=0
 show() { local kb; kb=$(private "$2"); total=$((total + kb)); printf '%-28s %8d kB\n' "$1" "$kb"; }

@@ -207,7 +207,7 @@ func (s *supervisor) once(start, stop context.Context, p part, first bool) error
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(s.binDir, p.program), p.args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), "PATH="+s.binDir+":"+os.Getenv("PATH"))
+	cmd.Env = append(os.Environ(), "PATH="+s.binDir+":"+os.Getenv("PATH"), "OTEL_TRACES_EXPORTER=none") // nobody collects the registry's traces
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	exited := make(chan error, 1)
 	started := make(chan error, 1)
