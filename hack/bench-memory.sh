@@ -15,11 +15,10 @@ node=$(cut -d' ' -f1 "/run/berth/nodes/$uid/pid")
 total=0
 show() { local kb; kb=$(private "$2"); total=$((total + kb)); printf '%-28s %8d kB\n' "$1" "$kb"; }
 show "kubelet (berth-node)" "$node"
-sandbox=$(kubectl get pod bench-memory -o jsonpath='{.status.containerStatuses[0].containerID}')
 for pid in $(cat /sys/fs/cgroup/memory/berth/"$uid"/cgroup.procs /sys/fs/cgroup/memory/berth/"$uid"/*/cgroup.procs 2>/dev/null || find "/sys/fs/cgroup/berth/$uid" -name cgroup.procs -exec cat {} +); do
-  show "$(tr '\0' ' ' < "/proc/$pid/cmdline" | cut -d' ' -f1 | xargs basename)" "$pid"
+  show "$(cat "/proc/$pid/comm")" "$pid"
 done
 for pid in $(pgrep -f "containerd-shim-runsc-v1 .*-id"); do
-  tr '\0' ' ' < "/proc/$pid/cmdline" | grep -q "$(ctr --address /run/berth/containerd.sock -n k8s.io containers ls -q "labels.io.kubernetes.pod.uid==$uid" | head -n1 | cut -c1-12)" && show "shim" "$pid" || true
+  tr '\0' ' ' < "/proc/$pid/cmdline" | grep -q "$(ctr --address /run/berth/containerd.sock -n k8s.io containers ls -q "labels.io.kubernetes.pod.uid==$uid" 2>/dev/null | head -n1 | cut -c1-12)" && show "shim" "$pid" || true
 done
-printf '%-28s %8d kB   (container %s)\n' "together" "$total" "${sandbox##*/}" | cut -c1-80
+printf '%-28s %8d kB   (not counted: one `runsc wait` a container, about 3300 kB each)\n' "together" "$total"
