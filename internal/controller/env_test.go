@@ -39,7 +39,7 @@ func admin(t *testing.T) client.Client { return clientFor(t, env.Config) }
 
 func clientFor(t *testing.T, config *rest.Config) client.Client {
 	t.Helper()
-	c, err := client.New(config, client.Options{Scheme: controller.Scheme()})
+	c, err := client.NewWithWatch(config, client.Options{Scheme: controller.Scheme()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,17 +1,21 @@
 package controller_test
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/controller/scheduler"
@@ -166,6 +170,49 @@ func TestBerthThatIsLeavingIsNotUsed(t *testing.T) {
 	reconcileOnce(t, s.r, pod)
 	if get(t, s.c, pod); pod.Spec.NodeName == "" || pod.Spec.NodeName == b.Spec.NodeName {
 		t.Errorf("the pod is on node %q, want a new one", pod.Spec.NodeName)
+	}
+}
+
+func TestStaleCacheDoesNotPlaceAPodTwice(t *testing.T) {
+	s := newStage(t, "stale", cidr(82), cidr(83))
+	pod := s.pod(t, "web", nil)
+	early := pod.DeepCopy()
+	watching, ok := s.c.(client.WithWatch)
+	if !ok {
+		t.Fatal("the client cannot watch")
+	}
+	s.r.Client = interceptor.NewClient(watching, interceptor.Funcs{
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			switch o := o.(type) {
+			case *v1alpha1.Berth:
+				return apierrors.NewNotFound(schema.GroupResource{Group: "berth.run", Resource: "berths"}, key.Name)
+			case *corev1.Pod:
+				if key.Name == early.Name {
+					early.DeepCopyInto(o)
+					return nil
+				}
+			}
+			return c.Get(ctx, key, o, opts...)
+		},
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			if _, ok := list.(*v1alpha1.BerthList); ok {
+				return nil
+			}
+			return c.List(ctx, list, opts...)
+		},
+	})
+	reconcileOnce(t, s.r, pod)
+	reconcileOnce(t, s.r, pod)
+	if b := s.berth(t, pod); b == nil || b.Spec.IP != "10.91.82.4" {
+		t.Errorf("berth %+v, want one in the first subnet", b)
+	}
+	if said := s.said(); len(said) != 1 {
+		t.Errorf("events %q, want one", said)
+	}
+	second := s.pod(t, "second", nil)
+	reconcileOnce(t, s.r, second)
+	if b := s.berth(t, second); b == nil || b.Spec.Zone != region+"b" {
+		t.Errorf("berth %+v, want the zone without a pod", b)
 	}
 }
 

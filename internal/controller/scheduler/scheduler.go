@@ -126,6 +126,9 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	if !apierrors.IsNotFound(err) {
 		return nil, nil, fmt.Errorf("get the pod's berth: %w", err)
 	}
+	if made := r.remembered(pod); made != nil {
+		return made, nil, nil
+	}
 	profile, no, err := r.profileOf(ctx, pod)
 	if no != nil || err != nil {
 		return nil, no, err
@@ -178,6 +181,23 @@ func (r *Reconciler) claim(ctx context.Context) func(string, string) (*corev1.Pe
 		}
 		return pvc, pv, nil
 	}
+}
+
+// remembered is the pod's Berth if it was made here and the cache does not show it yet.
+func (r *Reconciler) remembered(pod *corev1.Pod) *v1alpha1.Berth {
+	r.placing.Lock()
+	defer r.placing.Unlock()
+	if made, ok := r.pending[pod.UID]; ok {
+		return &made
+	}
+	return nil
+}
+
+// forget drops what is remembered of a Berth that is leaving.
+func (r *Reconciler) forget(berth *v1alpha1.Berth) {
+	r.placing.Lock()
+	defer r.placing.Unlock()
+	delete(r.pending, berth.Spec.Pod.UID)
 }
 
 // place chooses and writes the decision down.

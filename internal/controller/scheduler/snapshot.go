@@ -45,6 +45,9 @@ func (r *Reconciler) waitingForRoom(ctx context.Context, o client.Object) []reco
 	if o.GetDeletionTimestamp() == nil {
 		return nil
 	}
+	if berth, ok := o.(*v1alpha1.Berth); ok {
+		r.forget(berth)
+	}
 	return r.waiting(ctx, o)
 }
 
