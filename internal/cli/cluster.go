@@ -131,14 +131,7 @@ func image(dirs layout.Dirs) *cobra.Command {
 		Example: `  berth image load app.tar
   berth image load quay.io/prometheus/node-exporter:v1.8.2`,
 		RunE: func(c *cobra.Command, args []string) error {
-			self, err := os.Executable()
-			if err != nil {
-				return err
-			}
-			if self, err = filepath.EvalSymlinks(self); err != nil {
-				return err
-			}
-			names, err := images.Load(c.Context(), dirs, filepath.Dir(self), args[0])
+			names, err := images.Load(c.Context(), dirs, args[0])
 			for _, n := range names {
 				fmt.Fprintln(c.OutOrStdout(), "loaded", n)
 			}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -18,10 +19,16 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"go.opentelemetry.io/otel/trace/noop"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	criclient "k8s.io/cri-client/pkg"
 
 	berthlayout "github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/runtimeconf"
 )
+
+// pullLimit bounds the pull of one image from the loopback registry.
+const pullLimit = 10 * time.Minute
 
 // Seed puts the images that came with Berth (binDir/images/*.tar) into the loopback registry, unless they are there.
 func Seed(ctx context.Context, _ berthlayout.Dirs, binDir string) error {
@@ -39,7 +46,7 @@ func Seed(ctx context.Context, _ berthlayout.Dirs, binDir string) error {
 
 // Load makes an image available to pods: source is an archive (docker or OCI, also compressed) or the name of an image
 // that is pulled from its registry. It returns the names that were loaded.
-func Load(ctx context.Context, dirs berthlayout.Dirs, binDir, source string) ([]string, error) {
+func Load(ctx context.Context, dirs berthlayout.Dirs, source string) ([]string, error) {
 	if err := ping(ctx); err != nil {
 		return nil, err
 	}
@@ -48,13 +55,13 @@ func Load(ctx context.Context, dirs berthlayout.Dirs, binDir, source string) ([]
 	case err == nil && info.IsDir():
 		return nil, fmt.Errorf("%s is a directory; give an image archive (docker save, or OCI) or an image name", source)
 	case err == nil:
-		return loadArchive(ctx, dirs, binDir, source)
+		return loadArchive(ctx, dirs, source)
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("read %s: %w", source, err)
 	case strings.HasPrefix(source, ".") || strings.HasPrefix(source, "/") || strings.Contains(source, ".tar"):
 		return nil, fmt.Errorf("no such file: %s", source)
 	}
-	return loadName(ctx, dirs, binDir, source)
+	return loadName(ctx, dirs, source)
 }
 
 func ping(ctx context.Context) error {
@@ -71,30 +78,34 @@ func ping(ctx context.Context) error {
 
 func registry() string { return fmt.Sprintf("127.0.0.1:%d", berthlayout.RegistryPort) }
 
-func loadArchive(ctx context.Context, dirs berthlayout.Dirs, binDir, path string) ([]string, error) {
+func loadArchive(ctx context.Context, dirs berthlayout.Dirs, path string) ([]string, error) {
 	names, err := pushArchive(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	return names, fetch(ctx, dirs, binDir, names...)
+	return names, fetch(ctx, dirs, names...)
 }
 
-// fetch lets containerd take images that are in the loopback registry, so that pull policy Never works, too.
-func fetch(ctx context.Context, dirs berthlayout.Dirs, binDir string, names ...string) error {
+// fetch lets containerd take images that are in the loopback registry, so that pull policy Never works, too. It asks as a
+// kubelet would, through the CRI: what another client puts into containerd the CRI learns of only some time later.
+func fetch(ctx context.Context, dirs berthlayout.Dirs, names ...string) error {
+	cri, err := criclient.NewRemoteImageService(ctx, "unix://"+dirs.ContainerdSocket(), pullLimit, noop.NewTracerProvider(), false)
+	if err != nil {
+		return fmt.Errorf("connect to containerd; is the cluster up? (berth up): %w", err)
+	}
+	defer cri.Close(ctx)
 	for _, n := range names {
 		if err := mirror(dirs, n); err != nil {
 			return err
 		}
-		ctr := exec.CommandContext(ctx, filepath.Join(binDir, "ctr"), "--address", dirs.ContainerdSocket(), "--namespace", "k8s.io",
-			"images", "pull", "--hosts-dir", runtimeconf.HostsDir(dirs), n)
-		if out, err := ctr.CombinedOutput(); err != nil {
-			return fmt.Errorf("import %s into containerd: %w: %s", n, err, out)
+		if _, err := cri.PullImage(ctx, &runtimeapi.ImageSpec{Image: n}, nil, nil); err != nil {
+			return fmt.Errorf("bring %s into containerd: %w", n, err)
 		}
 	}
 	return nil
 }
 
-func loadName(ctx context.Context, dirs berthlayout.Dirs, binDir, source string) ([]string, error) {
+func loadName(ctx context.Context, dirs berthlayout.Dirs, source string) ([]string, error) {
 	ref, err := name.ParseReference(source)
 	if err != nil {
 		return nil, fmt.Errorf("%q is neither a file nor an image name: %w", source, err)
@@ -107,7 +118,7 @@ func loadName(ctx context.Context, dirs berthlayout.Dirs, binDir, source string)
 		return nil, err
 	}
 	name := containerdName(ref)
-	return []string{name}, fetch(ctx, dirs, binDir, name)
+	return []string{name}, fetch(ctx, dirs, name)
 }
 
 func mirror(dirs berthlayout.Dirs, image string) error {

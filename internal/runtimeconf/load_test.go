@@ -37,14 +37,14 @@ func TestLoad(t *testing.T) {
 	}
 
 	t.Run("a docker archive, compressed, can be used and pulled", func(t *testing.T) {
-		names, err := images.Load(t.Context(), m.dirs, m.binDir, compress(t, archive))
+		names, err := images.Load(t.Context(), m.dirs, compress(t, archive))
 		if err != nil || !slices.Equal(names, []string{tag.Name()}) {
 			t.Fatalf("got %v, %v", names, err)
 		}
 		checkUsable(t, m, tag.Name())
 	})
 	t.Run("an OCI archive", func(t *testing.T) {
-		names, err := images.Load(t.Context(), m.dirs, m.binDir, filepath.Join(m.binDir, "images", "busybox.tar"))
+		names, err := images.Load(t.Context(), m.dirs, filepath.Join(m.binDir, "images", "busybox.tar"))
 		if err != nil || len(names) != 3 {
 			t.Fatalf("got %v, %v; want busybox under its three tags", names, err)
 		}
@@ -52,7 +52,7 @@ func TestLoad(t *testing.T) {
 	})
 	t.Run("a name", func(t *testing.T) {
 		const source = "127.0.0.1:23500/docker.io/library/busybox:latest"
-		if names, err := images.Load(t.Context(), m.dirs, m.binDir, source); err != nil || !slices.Equal(names, []string{source}) {
+		if names, err := images.Load(t.Context(), m.dirs, source); err != nil || !slices.Equal(names, []string{source}) {
 			t.Fatalf("got %v, %v", names, err)
 		}
 		if status, err := m.images.ImageStatus(t.Context(), &cri.ImageSpec{Image: source}, false); err != nil || status.Image == nil {
@@ -66,7 +66,7 @@ func TestLoad(t *testing.T) {
 		"no name":        {"Not A Name", "neither a file nor an image name"},
 	} {
 		t.Run(what, func(t *testing.T) {
-			if _, err := images.Load(t.Context(), m.dirs, m.binDir, c.source); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := images.Load(t.Context(), m.dirs, c.source); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error is %v, want %q in it", err, c.want)
 			}
 		})
