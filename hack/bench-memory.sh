@@ -13,12 +13,18 @@ uid=$(kubectl get pod bench-memory -o jsonpath='{.metadata.uid}')
 private() { awk '/^Private_Dirty/ { s += $2 } END { print s + 0 }' "/proc/$1/smaps_rollup"; }
 node=$(cut -d' ' -f1 "/run/berth/nodes/$uid/pid")
 total=0
+declare -A counted
 show() { local kb; kb=$(private "$2"); total=$((total + kb)); printf '%-28s %8d kB\n' "$1" "$kb"; }
 show "kubelet (berth-node)" "$node"
-for pid in $(cat /sys/fs/cgroup/memory/berth/"$uid"/cgroup.procs /sys/fs/cgroup/memory/berth/"$uid"/*/cgroup.procs 2>/dev/null || find "/sys/fs/cgroup/berth/$uid" -name cgroup.procs -exec cat {} +); do
-  show "$(cat "/proc/$pid/comm")" "$pid"
+# Each container has a cgroup of its id below the pod's; the sandbox's processes are in them, the shim and what it runs
+# (`runsc wait`) are not, but name the id on their command lines.
+cgroup=/sys/fs/cgroup/memory/berth/$uid
+[ -d "$cgroup" ] || cgroup=/sys/fs/cgroup/berth/$uid
+ids=$(find "$cgroup" -mindepth 1 -maxdepth 1 -type d -printf '%f|')
+for pid in $(find "$cgroup" -name cgroup.procs -exec cat {} + | sort -un) $(pgrep -f "/bin/(containerd-shim-runsc-v1|runsc) .*(${ids%|})"); do
+  [ -z "${counted[$pid]:-}" ] || continue
+  counted[$pid]=yes
+  what=$(tr '\0' '\n' < "/proc/$pid/cmdline" | grep -m1 -oE 'containerd-shim-runsc-v1|runsc-(gofer|sandbox)|^wait$' || echo "process of the workload")
+  show "${what/#wait/runsc wait}" "$pid"
 done
-for pid in $(pgrep -f "containerd-shim-runsc-v1 .*-id"); do
-  tr '\0' ' ' < "/proc/$pid/cmdline" | grep -q "$(ctr --address /run/berth/containerd.sock -n k8s.io containers ls -q "labels.io.kubernetes.pod.uid==$uid" 2>/dev/null | head -n1 | cut -c1-12)" && show "shim" "$pid" || true
-done
-printf '%-28s %8d kB   (not counted: one `runsc wait` a container, about 3300 kB each)\n' "together" "$total"
+printf '%-28s %8d kB\n' together "$total"

@@ -27,7 +27,7 @@ const (
 	ControllerManagerPort, SchedulerPort = 10257, 10259
 	// RegistryPort of the loopback registry (http).
 	RegistryPort = 23500
-	// ControllerHealthPort and AgentHealthPort serve /healthz, /readyz, /metrics on loopback (http).
+	// ControllerHealthPort and AgentHealthPort serve /healthz and /readyz on loopback (http).
 	ControllerHealthPort, AgentHealthPort = 23446, 23447
 
 	// VPCCIDR of the local cluster: its subnets, GatewayIP and KubeletRange lie in it.

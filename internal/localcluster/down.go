@@ -41,7 +41,7 @@ func Down(ctx context.Context, dirs layout.Dirs, out io.Writer, purge bool) erro
 		fmt.Fprintln(out, "Stopping the pods and the cluster ...")
 		keep("stop the supervisor", endProcess(pid, downLimit))
 	}
-	keep("stop leftover programs", stopLeftovers(true))
+	keep("stop leftover programs", stopLeftovers(dirs, true))
 	keep("clean the machine", hostagent.RemoveAll(ctx, dirs))
 	remove := []string{dirs.Run}
 	if purge {

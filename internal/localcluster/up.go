@@ -44,7 +44,7 @@ func Up(ctx context.Context, dirs layout.Dirs, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := stopLeftovers(false); err != nil {
+	if err := stopLeftovers(dirs, false); err != nil {
 		return err
 	}
 	if err := preflight(binDir); err != nil {
@@ -204,15 +204,17 @@ func programs() (string, error) {
 	return filepath.Dir(self), nil
 }
 
-// stopLeftovers ends what a killed supervisor left: its parts and, with pods, the programs that outlive it on purpose.
-func stopLeftovers(pods bool) error {
+// stopLeftovers ends what a killed supervisor left: its parts and, with pods, the programs that outlive it on purpose. A
+// program is this cluster's if it comes from our directory and its command line names one of the cluster's; another
+// cluster's, or a test's, is left alone. Node processes are found by what the agent wrote down (hostagent.RemoveAll).
+func stopLeftovers(dirs layout.Dirs, pods bool) error {
 	binDir, err := programs()
 	if err != nil {
 		return err
 	}
-	programs := []string{"etcd", "registry", "containerd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "berth-controller", "berth-host"}
+	names := []string{"etcd", "registry", "containerd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "berth-controller", "berth-host"}
 	if pods {
-		programs = append(programs, "berth-node", "containerd-shim-runsc-v1", "runsc")
+		names = append(names, "containerd-shim-runsc-v1", "runsc")
 	}
 	exes, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
@@ -221,18 +223,27 @@ func stopLeftovers(pods bool) error {
 	for _, exe := range exes {
 		target, err := os.Readlink(exe)
 		if err != nil {
-			continue
+			continue // it has ended
 		}
 		target = strings.TrimSuffix(target, " (deleted)")
-		pid, err := strconv.Atoi(strings.Split(exe, "/")[2])
-		if err != nil || filepath.Dir(target) != binDir || !slices.Contains(programs, filepath.Base(target)) {
+		if filepath.Dir(target) != binDir || !slices.Contains(names, filepath.Base(target)) || !mentions(filepath.Dir(exe), dirs) {
 			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(exe)))
+		if err != nil {
+			return err
 		}
 		if err := endProcess(pid, stopLimit); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// mentions reports whether the command line of the process names a directory of the cluster.
+func mentions(proc string, dirs layout.Dirs) bool {
+	line, err := os.ReadFile(filepath.Join(proc, "cmdline"))
+	return err == nil && (strings.Contains(string(line), dirs.State+"/") || strings.Contains(string(line), dirs.Run+"/"))
 }
 
 // endProcess ends a process: politely, and after the limit for certain.
