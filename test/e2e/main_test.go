@@ -132,7 +132,7 @@ func leftovers() []string {
 		"nft table":     "nft list tables | grep -w berth || true",
 		"mount":         "grep -E ' /(run|var/lib)/berth' /proc/mounts || true",
 		"cgroup":        "find /sys/fs/cgroup -maxdepth 2 -name berth -type d",
-		"directory":     "ls -d /run/berth /var/lib/berth 2>/dev/null || true",
+		"directory":     "ls -d /run/berth /var/lib/berth /run/containerd 2>/dev/null || true",
 		"local route":   "ip route show table local | grep 10.90.240 || true",
 		"process (bin)": "for e in /proc/[0-9]*/exe; do readlink $e; done 2>/dev/null | grep '^" + top + "/bin/' || true",
 	} {
