@@ -8,6 +8,8 @@ import (
 
 // Finalizers of a Berth.
 const (
+	// FinalizerPod is held by the berth controller until the pod is gone: until then the machine runs, though the Berth was deleted.
+	FinalizerPod = "berth.run/pod"
 	// FinalizerHost is held by the host agent until nothing of the pod's machine is left on the host.
 	FinalizerHost = "berth.run/host"
 	// FinalizerNode is held by the berth controller until the Node object is gone.
@@ -20,6 +22,8 @@ const (
 	AnnotationAdmitted = "berth.run/admitted-at"
 	// AnnotationPlaced is when host, subnet and address were chosen (RFC 3339 with nanoseconds).
 	AnnotationPlaced = "berth.run/placed-at"
+	// AnnotationCompleted is when the last container of a pod that Succeeded or Failed ended (RFC 3339), by the berth controller.
+	AnnotationCompleted = "berth.run/completed-at"
 )
 
 // Conditions of a Berth, in the order in which they become true.
@@ -30,6 +34,9 @@ const (
 	ConditionNodeRegistered = "NodeRegistered"
 	// ConditionSandboxReady: the pod's sandbox runs.
 	ConditionSandboxReady = "SandboxReady"
+	// ConditionCompleted: the pod Succeeded or Failed and its sandbox is gone. Its kubelet goes on serving logs, but takes no room
+	// on the host, and nothing is metered from Timeline.Completed on.
+	ConditionCompleted = "Completed"
 )
 
 // PodReference names the pod that a Berth is for; it is in the Berth's namespace.
@@ -95,6 +102,7 @@ type BerthPhase string
 const (
 	BerthPending     BerthPhase = "Pending"
 	BerthRunning     BerthPhase = "Running"
+	BerthCompleted   BerthPhase = "Completed"
 	BerthTerminating BerthPhase = "Terminating"
 )
 
@@ -127,6 +135,9 @@ type Timeline struct {
 	// containerStarted is when the first container ran.
 	// +optional
 	ContainerStarted *metav1.MicroTime `json:"containerStarted,omitempty"`
+	// completed is when the last container of a pod that Succeeded or Failed ended. Metering ends here.
+	// +optional
+	Completed *metav1.MicroTime `json:"completed,omitempty"`
 	// released is when nothing was left on the host.
 	// +optional
 	Released *metav1.MicroTime `json:"released,omitempty"`
@@ -134,7 +145,7 @@ type Timeline struct {
 
 // BerthStatus is the observed state of a Berth, written by the host agent.
 type BerthStatus struct {
-	// phase: Pending, Running or Terminating.
+	// phase: Pending, Running, Completed or Terminating.
 	// +optional
 	Phase BerthPhase `json:"phase,omitempty"`
 	// timeline of the stages.
@@ -150,7 +161,7 @@ type BerthStatus struct {
 // Berth is one pod's own machine: its node, sandbox, address and size. It is owned by the pod and gone with it.
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:scope=Namespaced,categories=berth
+// +kubebuilder:resource:scope=Namespaced,categories=fargate
 // +kubebuilder:selectablefield:JSONPath=`.spec.hostName`
 // +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
 // +kubebuilder:printcolumn:name="Pod",type=string,JSONPath=`.spec.pod.name`

@@ -15,25 +15,57 @@ const (
 	ProfileDeleteFailed ProfileStatus = "DELETE_FAILED"
 )
 
+// AnnotationClientRequestToken, of a profile, is the token of the request that created it; the same request, made again, finds it.
+const AnnotationClientRequestToken = "berth.run/client-request-token"
+
 // ConditionReady is the summary condition of every Berth object.
 const ConditionReady = "Ready"
 
-// Selector says which pods a profile takes: those of a namespace that carry all of the labels.
+// Sizing says how a pod's size follows from its requests.
+// +kubebuilder:validation:Enum=table;exact
+type Sizing string
+
+// The ways of sizing.
+const (
+	// SizingTable takes the smallest of Fargate's 74 sizes that holds the requests and 256 MiB, as Amazon EKS does.
+	SizingTable Sizing = "table"
+	// SizingExact gives what is requested, in steps of 1m and 1Mi.
+	SizingExact Sizing = "exact"
+)
+
+// Selector says which pods a profile takes: those that meet all of its fields. namespace and labels are those of Amazon EKS;
+// matchExpressions and namespaceSelector are Berth's, and may exclude.
+// +kubebuilder:validation:XValidation:rule="has(self.namespace) || has(self.namespaceSelector)",fieldPath=".namespace",reason=FieldValueRequired,message="a selector needs a namespace (* for all) or a namespaceSelector"
 type Selector struct {
 	// namespace that the pod is in. `*` stands for any number of characters, `?` for exactly one.
+	// Needed, unless there is a namespaceSelector; with both, both must match.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:Pattern=`^[a-z0-9*?]([-a-z0-9*?]*[a-z0-9*?])?$`
-	// +required
-	Namespace string `json:"namespace"`
+	// +optional
+	Namespace string `json:"namespace,omitempty"`
 
 	// labels that the pod must have, all of them. Keys and values may hold `*` and `?`.
 	// +kubebuilder:validation:MaxProperties=100
 	// +optional
 	Labels map[string]string `json:"labels,omitempty"`
+
+	// matchExpressions that the pod's labels must meet, all of them: In, NotIn, Exists, DoesNotExist, without wildcards.
+	// A pod that lacks the label meets NotIn and DoesNotExist. They count as labels for the quota.
+	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:XValidation:rule="self.all(e, e.operator in ['In', 'NotIn'] ? has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || size(e.values) == 0))",message="operator In or NotIn needs values; Exists or DoesNotExist takes none; there are no others"
+	// +listType=atomic
+	// +optional
+	MatchExpressions []metav1.LabelSelectorRequirement `json:"matchExpressions,omitempty"`
+
+	// namespaceSelector that the labels of the pod's namespace must meet; every namespace has label
+	// kubernetes.io/metadata.name with its name, so that NotIn of it excludes namespaces.
+	// +optional
+	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
 }
 
 // FargateProfileSpec is the desired state of a FargateProfile.
+// +kubebuilder:validation:XValidation:rule="!has(self.tags) || self.tags.all(k, size(k) > 0 && size(k) <= 127 && size(self.tags[k]) <= 255)",message="a tag needs a key of 1 to 127 and a value of up to 255 characters"
 // +kubebuilder:validation:XValidation:rule="self.selectors.all(s, !has(s.labels) || s.labels.all(k, size(k) > 0 && size(k) <= 127 && size(s.labels[k]) > 0 && size(s.labels[k]) <= 255))",message="a selector label needs a key of 1 to 127 and a value of 1 to 255 characters"
 type FargateProfileSpec struct {
 	// podExecutionRoleArn is accepted for compatibility with Amazon EKS; Berth does not need it.
@@ -63,6 +95,13 @@ type FargateProfileSpec struct {
 	// +kubebuilder:default=auto
 	// +optional
 	Isolation Isolation `json:"isolation,omitempty"`
+
+	// sizing of the profile's pods. `table` takes the smallest of Fargate's sizes that holds the pod's requests and 256 MiB.
+	// `exact` gives what is requested, in steps of 1m and 1Mi: at least 10m and 64Mi, and 250m or 512Mi where nothing is
+	// requested. The sandbox's own memory then comes out of the request.
+	// +kubebuilder:default=table
+	// +optional
+	Sizing Sizing `json:"sizing,omitempty"`
 }
 
 // FargateProfileStatus is the observed state of a FargateProfile.
@@ -90,10 +129,11 @@ type FargateProfileStatus struct {
 // FargateProfile names the pods that run on Berth: each gets a node and a sandbox of its own.
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:scope=Cluster,shortName=fp,categories=berth
+// +kubebuilder:resource:scope=Cluster,shortName=fp,categories=fargate
 // +kubebuilder:printcolumn:name="Status",type=string,JSONPath=`.status.status`
 // +kubebuilder:printcolumn:name="Namespaces",type=string,JSONPath=`.spec.selectors[*].namespace`
 // +kubebuilder:printcolumn:name="Isolation",type=string,JSONPath=`.spec.isolation`
+// +kubebuilder:printcolumn:name="Sizing",type=string,priority=1,JSONPath=`.spec.sizing`
 // +kubebuilder:printcolumn:name="Subnets",type=string,priority=1,JSONPath=`.status.subnets`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="!self.metadata.name.startsWith('eks-')",message="The fargate profile name starts with the reserved prefix: 'eks-'."

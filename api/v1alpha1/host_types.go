@@ -56,7 +56,7 @@ type HostStatus struct {
 // Host is one machine of the fleet. Its agent creates and updates it.
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:scope=Cluster,categories=berth
+// +kubebuilder:resource:scope=Cluster,categories=fargate
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Zones",type=string,JSONPath=`.spec.zones`
 // +kubebuilder:printcolumn:name="Free CPU",type=string,JSONPath=`.status.free.cpu`

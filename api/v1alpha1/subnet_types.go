@@ -62,7 +62,7 @@ type SubnetStatus struct {
 // Subnet is a range of addresses in a zone.
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:scope=Cluster,categories=berth
+// +kubebuilder:resource:scope=Cluster,categories=fargate
 // +kubebuilder:printcolumn:name="CIDR",type=string,JSONPath=`.spec.cidr`
 // +kubebuilder:printcolumn:name="Zone",type=string,JSONPath=`.spec.zone`
 // +kubebuilder:printcolumn:name="Type",type=string,JSONPath=`.spec.type`
