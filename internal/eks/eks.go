@@ -1,12 +1,13 @@
 // Package eks is the contract with Amazon EKS on Fargate: every name that users' tools rely on, in one place, each with
 // its source. Sources: UG = Amazon EKS user guide; OBS = read off real clusters; VALIDATOR = the pod validator that AWS
-// published; docs/reference/eks-fargate.md lists where Berth departs. Pure: imports nothing.
+// published; docs/reference/eks-fargate.md lists where Berth departs. Pure.
 package eks
 
 import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 )
 
 const (
@@ -66,6 +67,9 @@ func Hostname(ip netip.Addr, region string) string {
 // NodeName of the pod that has the address: fargate-ip-a-b-c-d.<region>.compute.internal (OBS).
 func NodeName(ip netip.Addr, region string) string { return "fargate-" + Hostname(ip, region) }
 
+// IsNodeName tells whether the node is a pod's own (OBS).
+func IsNodeName(node string) bool { return strings.HasPrefix(node, "fargate-ip-") }
+
 // ProviderID of a node: aws:///<zone>/<10 hex>-<32 hex>/<node name> (OBS). The hex digits are taken from id, which must
 // be unique to the pod; hyphens in it are ignored.
 func ProviderID(zone, id, nodeName string) string {
@@ -81,9 +85,31 @@ func MessageNodeSelector(profile string) string {
 	return fmt.Sprintf("MatchNodeSelector failed: Fargate profile %s cannot satisfy pod's node selector/affinity requirements", profile)
 }
 
+// MessageNotAuthorized is for a pod that asks for this scheduler though no profile takes it (facts 1.8, eksctl's documentation).
+func MessageNotAuthorized(why string) string {
+	return "Pod is not authorized to run on Fargate: " + why
+}
+
 // MessageUnsupported is the FailedScheduling message for a pod that Fargate refuses (VALIDATOR).
 func MessageUnsupported(violations []string) string {
 	return "Pod not supported on Fargate: " + strings.Join(violations, ", ")
+}
+
+// MessageMisconfigured is for a pod whose profile cannot take it now; the beginning is that of EKS (facts 2.6).
+func MessageMisconfigured(profile string) string {
+	return "Misconfigured Fargate Profile: fargate profile " + profile + " does not exist or is not ACTIVE"
+}
+
+// MessageWaits adds to one of the messages above what the pod waits for, and since when if that is not zero. Berth's own: on
+// EKS a pod that was refused is not judged again (facts 2.6).
+func MessageWaits(message, what string, since time.Time) string {
+	switch {
+	case what == "":
+		return message
+	case since.IsZero():
+		return fmt.Sprintf("%s (waits for %s)", message, what)
+	}
+	return fmt.Sprintf("%s (waits since %s for %s)", message, since.UTC().Format(time.RFC3339), what)
 }
 
 // MessageScheduled is the Scheduled event (OBS).

@@ -57,12 +57,20 @@ type NodeSelectorError struct{ Profile string }
 
 func (e *NodeSelectorError) Error() string { return eks.MessageNodeSelector(e.Profile) }
 
+// WaitsFor is what would let the pod run.
+func (e *NodeSelectorError) WaitsFor() string {
+	return "a subnet of profile " + e.Profile + " whose nodes suit the pod's node selector and affinity"
+}
+
 // NoCapacityError says that no host or subnet has room now; Details say which is short of what.
 type NoCapacityError struct{ Details []string }
 
 func (e *NoCapacityError) Error() string {
 	return eks.MessageNoCapacity + " (" + strings.Join(e.Details, "; ") + ")"
 }
+
+// WaitsFor is what would let the pod run.
+func (e *NoCapacityError) WaitsFor() string { return "room on a host and an address in a subnet" }
 
 // Labels that the node of a pod in the zone has, as far as selectors can know them beforehand (facts 2.7).
 func Labels(region, zone string) map[string]string {

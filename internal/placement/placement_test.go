@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 )
@@ -57,5 +58,20 @@ func TestChoose(t *testing.T) {
 				t.Fatalf("got %+v, %v, want %+v", got, err, test.want)
 			}
 		})
+	}
+}
+
+// TestSnapshotOfCompleted: a completed pod's berth keeps its address and takes no room.
+func TestSnapshotOfCompleted(t *testing.T) {
+	berth := func(done bool) v1alpha1.Berth {
+		b := v1alpha1.Berth{Spec: v1alpha1.BerthSpec{HostName: "h", Size: v1alpha1.Size{CPU: resource.MustParse("1"), Memory: resource.MustParse("2Gi")}}}
+		if done {
+			b.Status.Timeline.Completed = &metav1.MicroTime{}
+		}
+		return b
+	}
+	in := Snapshot(&v1alpha1.FargateProfile{}, nil, []v1alpha1.Host{{ObjectMeta: metav1.ObjectMeta{Name: "h"}}}, []v1alpha1.Berth{berth(false), berth(true)}, nil)
+	if used := in.Hosts[0].Used; used.Memory().String() != "2Gi" || used.Cpu().String() != "1" || in.Hosts[0].Pods != 1 {
+		t.Errorf("used is %v by %d pods, want what runs", used, in.Hosts[0].Pods)
 	}
 }

@@ -4,6 +4,8 @@ package podcheck
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -57,7 +59,29 @@ func Violations(pod *corev1.Pod, opts Options) []string {
 	if ports {
 		add("port contains HostIP or HostPort")
 	}
+	if names := foreignResources(containers); len(names) > 0 {
+		add("resources not supported: " + strings.Join(names, ", "))
+	}
 	return out
+}
+
+// foreignResources are those that no size has: GPUs and other extended resources, huge pages. EKS's validator does not know
+// them; there the kubelet ignores an extended resource, and the pod runs without it.
+func foreignResources(containers []corev1.Container) []string {
+	seen := map[string]bool{}
+	for i := range containers {
+		for _, list := range []corev1.ResourceList{containers[i].Resources.Requests, containers[i].Resources.Limits} {
+			for name, q := range list {
+				switch name {
+				case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
+				default:
+					seen[string(name)] = seen[string(name)] || !q.IsZero()
+				}
+			}
+		}
+	}
+	maps.DeleteFunc(seen, func(_ string, asked bool) bool { return !asked })
+	return slices.Sorted(maps.Keys(seen))
 }
 
 func hostNamespaces(spec *corev1.PodSpec) string {
@@ -148,4 +172,33 @@ func claim(namespace, name string, opts Options) string {
 		return fmt.Sprintf("PVC %s bound to invalid PV %s with CSI Driver: %s", name, pv.Name, pv.Spec.CSI.Driver)
 	}
 	return ""
+}
+
+// WaitsFor is what would let a pod with Violations run: its claims, if they are all that is wrong; the rest of a pod cannot
+// be changed. Empty: nothing would.
+func WaitsFor(pod *corev1.Pod, opts Options) string {
+	if opts.PVC == nil || len(Violations(pod, Options{})) > 0 {
+		return ""
+	}
+	var claims []string
+	for _, name := range Claims(pod) {
+		if claim(pod.Namespace, name, opts) != "" && !slices.Contains(claims, name) {
+			claims = append(claims, name)
+		}
+	}
+	if len(claims) == 0 {
+		return ""
+	}
+	return "PersistentVolumeClaim " + strings.Join(claims, ", ") + " to be bound to a volume of EFS or NFS"
+}
+
+// Claims names the claims of a pod, in the order of its volumes.
+func Claims(pod *corev1.Pod) []string {
+	var names []string
+	for _, v := range pod.Spec.Volumes {
+		if v.PersistentVolumeClaim != nil {
+			names = append(names, v.PersistentVolumeClaim.ClaimName)
+		}
+	}
+	return names
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -33,12 +34,56 @@ func TestViolations(t *testing.T) {
 			"DaemonSet not supported"},
 		"facts 4.2 row 6: volumeDevices": {corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{VolumeDevices: []corev1.VolumeDevice{{}}}}}},
 			"volumeDevices not supported"},
+		"better: resources that no size has": {corev1.Pod{Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{"hugepages-2Mi": resource.MustParse("4Mi")}}}},
+			Containers: []corev1.Container{{Resources: corev1.ResourceRequirements{Limits: corev1.ResourceList{
+				"cpu": resource.MustParse("1"), "nvidia.com/gpu": resource.MustParse("1"), "example.com/none": resource.MustParse("0")}}}}}},
+			"resources not supported: hugepages-2Mi, nvidia.com/gpu"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			if got := strings.Join(Violations(&test.pod, Options{}), ", "); got != test.want {
 				t.Fatalf("got  %q\nwant %q", got, test.want)
 			}
+			if findings := Findings(&test.pod, Options{}); len(findings) > 0 != (test.want != "") {
+				t.Fatalf("findings %+v do not agree with %q", findings, test.want)
+			}
 		})
+	}
+}
+
+// TestWaitsFor: only what can change is waited for.
+func TestWaitsFor(t *testing.T) {
+	with := func(change func(*corev1.PodSpec), claims ...string) *corev1.Pod {
+		p := &corev1.Pod{}
+		for _, c := range claims {
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: c, VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: c}}})
+		}
+		if change != nil {
+			change(&p.Spec)
+		}
+		return p
+	}
+	lookup := func(_, name string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, error) {
+		if name != "bound" {
+			return &corev1.PersistentVolumeClaim{}, nil, nil
+		}
+		return &corev1.PersistentVolumeClaim{Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound}},
+			&corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{NFS: &corev1.NFSVolumeSource{}}}}, nil
+	}
+	hostNetwork := func(s *corev1.PodSpec) { s.HostNetwork = true }
+	for name, test := range map[string]struct {
+		pod  *corev1.Pod
+		want string
+	}{
+		"nothing":                       {with(nil), ""},
+		"facts 2.6: an unbound claim":   {with(nil, "bound", "data"), "PersistentVolumeClaim data to be bound to a volume of EFS or NFS"},
+		"two claims, each once":         {with(nil, "a", "b", "a"), "PersistentVolumeClaim a, b to be bound to a volume of EFS or NFS"},
+		"what cannot change, too":       {with(hostNetwork, "data"), ""},
+		"a pod that Fargate can't have": {with(hostNetwork), ""},
+	} {
+		if got := WaitsFor(test.pod, Options{PVC: lookup}); got != test.want {
+			t.Errorf("%s: got %q, want %q", name, got, test.want)
+		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"sort"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/eks"
@@ -17,23 +19,39 @@ type Decision struct {
 	Profile  *v1alpha1.FargateProfile
 	Reason   string
 	Rejected []Rejection
+	// LeftAlone: the pod opted out, so no profile was looked at.
+	LeftAlone bool
 }
 
 // Rejection says why a profile does not take the pod.
 type Rejection struct{ Profile, Why string }
 
+// Namespace that a pod is in.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+}
+
 // Matches reports whether the selector takes a pod of the namespace with the labels: the namespace and every label of
-// the selector match; `*` stands for any number of characters, `?` for exactly one (facts 1.4).
-func Matches(sel v1alpha1.Selector, namespace string, labels map[string]string) bool {
-	if sel.Namespace == "" || !glob(sel.Namespace, namespace) {
+// the selector match; `*` stands for any number of characters, `?` for exactly one (facts 1.4). Berth's own
+// matchExpressions and namespaceSelector must match too; one that is malformed matches nothing.
+func Matches(sel v1alpha1.Selector, ns Namespace, podLabels map[string]string) bool {
+	if sel.Namespace == "" && sel.NamespaceSelector == nil || sel.Namespace != "" && !glob(sel.Namespace, ns.Name) {
 		return false
 	}
 	for key, value := range sel.Labels {
-		if !anyLabel(labels, key, value) {
+		if !anyLabel(podLabels, key, value) {
 			return false
 		}
 	}
-	return true
+	return len(sel.MatchExpressions) == 0 && sel.NamespaceSelector == nil ||
+		meets(&metav1.LabelSelector{MatchExpressions: sel.MatchExpressions}, podLabels) &&
+			(sel.NamespaceSelector == nil || meets(sel.NamespaceSelector, ns.Labels))
+}
+
+func meets(selector *metav1.LabelSelector, set map[string]string) bool {
+	s, err := metav1.LabelSelectorAsSelector(selector)
+	return err == nil && s.Matches(labels.Set(set))
 }
 
 func anyLabel(labels map[string]string, key, value string) bool {
@@ -70,13 +88,19 @@ func glob(pattern, text string) bool {
 }
 
 // Select finds the profile of a pod that is being created in the namespace: the alphanumerically first ACTIVE one that
-// matches, or the one that the pod's label names, if that matches.
-func Select(profiles []v1alpha1.FargateProfile, pod *corev1.Pod, namespace string) Decision {
+// matches, or the one that the pod's label names, if that matches. If none of those that are ACTIVE does, one that is about
+// to be takes the pod, and the pod waits for it: on EKS a pod that is created together with its profile is lost to Fargate.
+func Select(profiles []v1alpha1.FargateProfile, pod *corev1.Pod, namespace Namespace) Decision {
 	if why := leftAlone(pod); why != "" {
-		return Decision{Reason: why}
+		return Decision{Reason: why, LeftAlone: true}
 	}
 	sorted := append([]v1alpha1.FargateProfile(nil), profiles...)
-	sort.Slice(sorted, func(i, j int) bool { return sorted[i].Name < sorted[j].Name })
+	sort.SliceStable(sorted, func(i, j int) bool {
+		if a, b := status(&sorted[i]) == v1alpha1.ProfileActive, status(&sorted[j]) == v1alpha1.ProfileActive; a != b {
+			return a
+		}
+		return sorted[i].Name < sorted[j].Name
+	})
 	forced := pod.Labels[eks.LabelProfile]
 	var d Decision
 	for i := range sorted {
@@ -85,6 +109,8 @@ func Select(profiles []v1alpha1.FargateProfile, pod *corev1.Pod, namespace strin
 		switch {
 		case why != "":
 			d.Rejected = append(d.Rejected, Rejection{p.Name, why})
+		case d.Profile != nil && status(p) != status(d.Profile):
+			d.Rejected = append(d.Rejected, Rejection{p.Name, fmt.Sprintf("it matches, but it is %s and %s is ACTIVE", status(p), d.Profile.Name)})
 		case d.Profile != nil:
 			d.Rejected = append(d.Rejected, Rejection{p.Name, fmt.Sprintf("it matches, but %s comes first in alphanumeric order", d.Profile.Name)})
 		default:
@@ -92,6 +118,7 @@ func Select(profiles []v1alpha1.FargateProfile, pod *corev1.Pod, namespace strin
 			d.Reason = fmt.Sprintf("profile %s matches", p.Name)
 		}
 	}
+	sort.Slice(d.Rejected, func(i, j int) bool { return d.Rejected[i].Profile < d.Rejected[j].Profile })
 	if d.Profile == nil {
 		d.Reason = "no profile matches"
 		if forced != "" {
@@ -120,11 +147,11 @@ func leftAlone(pod *corev1.Pod) string {
 	return fmt.Sprintf("spec.schedulerName is %s", pod.Spec.SchedulerName)
 }
 
-func rejects(p *v1alpha1.FargateProfile, pod *corev1.Pod, namespace, forced string) string {
+func rejects(p *v1alpha1.FargateProfile, pod *corev1.Pod, namespace Namespace, forced string) string {
 	switch {
 	case forced != "" && forced != p.Name:
 		return fmt.Sprintf("label %s names %s", eks.LabelProfile, forced)
-	case p.Status.Status != v1alpha1.ProfileActive || p.DeletionTimestamp != nil:
+	case status(p) != v1alpha1.ProfileActive && status(p) != v1alpha1.ProfileCreating:
 		return fmt.Sprintf("it is %s, not ACTIVE", status(p))
 	}
 	for _, s := range p.Spec.Selectors {

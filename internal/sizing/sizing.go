@@ -4,7 +4,6 @@
 package sizing
 
 import (
-	"math"
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +24,10 @@ const (
 	storageMargin = 5 * gib
 	// MaxStorageRequest is the most ephemeral storage that a pod may ask for, in bytes (facts 3.5).
 	MaxStorageRequest = 175 * gib
+	// exactMinMilli is the least CPU that Linux can enforce with its ordinary period of 100 ms: a quota of 1 ms.
+	exactMinMilli = 10
+	// exactMinMiB is what a sandbox needs to start and to run a small program.
+	exactMinMiB = 64
 )
 
 // tier is one vCPU size with its memory sizes, in MiB: from, to, step (facts 3.2).
@@ -67,29 +70,65 @@ func size(milli, mib, storage int64) v1alpha1.Size {
 	}
 }
 
-// ForPod is the smallest size that holds the pod's requests: the larger of what its init containers and its long-running
-// containers need (upstream's rule for sidecars included), plus 256 MiB. A request that is not set is the limit, if that
-// is set. The error is a *TooLargeError.
-func ForPod(spec *corev1.PodSpec) (v1alpha1.Size, error) {
-	need := resourcehelper.PodRequests(&corev1.Pod{Spec: withDefaults(spec)}, resourcehelper.PodResourcesOptions{})
+// Requests is what counts of a pod: the larger of what its init containers and its long-running containers need
+// (upstream's rule for sidecars included). A request that is not set is the limit, if that is set.
+func Requests(spec *corev1.PodSpec) corev1.ResourceList {
+	return resourcehelper.PodRequests(&corev1.Pod{Spec: withDefaults(spec)}, resourcehelper.PodResourcesOptions{})
+}
+
+// ForPod is the size of a pod: the smallest of the Table that holds its Requests and 256 MiB, or with v1alpha1.SizingExact
+// just its Requests. Any other sizing is that of the table. The error is a *TooLargeError.
+func ForPod(spec *corev1.PodSpec, sizing v1alpha1.Sizing) (v1alpha1.Size, error) {
+	need := Requests(spec)
 	tooLarge := &TooLargeError{need[corev1.ResourceCPU], need[corev1.ResourceMemory], need[corev1.ResourceEphemeralStorage]}
-	cpu, memory, asked := need.Cpu().MilliValue(), need.Memory().Value(), need.StorageEphemeral().Value()
-	if memory > math.MaxInt64-componentsMemory || asked > MaxStorageRequest {
+	// Quantities are compared, not their numbers: what is asked for may be beyond 64 bits.
+	asked := need.StorageEphemeral()
+	if asked.Cmp(*resource.NewQuantity(MaxStorageRequest, resource.BinarySI)) > 0 {
 		return v1alpha1.Size{}, tooLarge
 	}
-	memory += componentsMemory
+	choose := fromTable
+	if sizing == v1alpha1.SizingExact {
+		choose = exact
+	}
+	s, fits := choose(*need.Cpu(), *need.Memory())
+	if !fits {
+		return v1alpha1.Size{}, tooLarge
+	}
+	s.EphemeralStorage = *resource.NewQuantity(storage(asked.Value()), resource.BinarySI)
+	return s, nil
+}
+
+func fromTable(cpu, memory resource.Quantity) (v1alpha1.Size, bool) {
+	memory = memory.DeepCopy()
+	memory.Add(*resource.NewQuantity(componentsMemory, resource.BinarySI))
 	for _, s := range Table() {
-		if s.CPU.MilliValue() >= cpu && s.Memory.Value() >= memory {
-			s.EphemeralStorage = *resource.NewQuantity(storage(asked), resource.BinarySI)
-			return s, nil
+		if s.CPU.Cmp(cpu) >= 0 && s.Memory.Cmp(memory) >= 0 {
+			return s, true
 		}
 	}
-	return v1alpha1.Size{}, tooLarge
+	return v1alpha1.Size{}, false
+}
+
+// exact gives what is asked for, up to the table's largest size; what is not asked for is as in its smallest.
+func exact(cpu, memory resource.Quantity) (v1alpha1.Size, bool) {
+	table := Table()
+	smallest, largest := table[0], table[len(table)-1]
+	if cpu.Cmp(largest.CPU) > 0 || memory.Cmp(largest.Memory) > 0 {
+		return v1alpha1.Size{}, false
+	}
+	if cpu.Sign() <= 0 {
+		cpu = smallest.CPU
+	}
+	if memory.Sign() <= 0 {
+		memory = smallest.Memory
+	}
+	mib := (memory.Value() + (1<<20 - 1)) >> 20
+	return size(max(cpu.MilliValue(), exactMinMilli), max(mib, exactMinMiB), defaultStorage), true
 }
 
 // storage is the disk for a request: a request of 100 GiB gives 115 GiB (facts 3.5).
 func storage(asked int64) int64 {
-	if asked == 0 {
+	if asked <= 0 {
 		return defaultStorage
 	}
 	return max(defaultStorage, asked+asked/10+storageMargin)

@@ -6,6 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/berth-run/berth/api/v1alpha1"
 )
 
 func container(requests, limits map[corev1.ResourceName]string) corev1.Container {
@@ -53,7 +55,7 @@ func TestVectors(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{asking(test.cpu, test.memory)}})
+			size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{asking(test.cpu, test.memory)}}, v1alpha1.SizingTable)
 			if test.want == "" {
 				if _, ok := err.(*TooLargeError); !ok {
 					t.Fatalf("got %v, %v, want a TooLargeError", size, err)
@@ -83,7 +85,7 @@ func TestContainersTogether(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			size, err := ForPod(&test.spec)
+			size, err := ForPod(&test.spec, v1alpha1.SizingTable)
 			if err != nil || CapacityProvisioned(size) != test.want {
 				t.Fatalf("got %q, %v, want %q", CapacityProvisioned(size), err, test.want)
 			}
@@ -101,7 +103,7 @@ func TestStorage(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			c := container(map[corev1.ResourceName]string{corev1.ResourceEphemeralStorage: test.asked}, nil)
-			size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{c}})
+			size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{c}}, v1alpha1.SizingTable)
 			if (err != nil) != (test.want == "") || err == nil && size.EphemeralStorage.String() != test.want {
 				t.Fatalf("got %s, %v, want %q", size.EphemeralStorage.String(), err, test.want)
 			}
@@ -115,28 +117,34 @@ func TestPrice(t *testing.T) {
 	}
 }
 
-// FuzzForPod: never panics, never gives less than was asked, never a size outside the table.
-func FuzzForPod(f *testing.F) {
-	f.Add(int64(250), int64(256<<20), int64(0))
-	f.Add(int64(math.MaxInt64), int64(math.MaxInt64), int64(math.MaxInt64))
-	f.Fuzz(func(t *testing.T, milli, memory, storage int64) {
-		c := corev1.Container{Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
-			corev1.ResourceCPU:              *resource.NewMilliQuantity(milli, resource.DecimalSI),
-			corev1.ResourceMemory:           *resource.NewQuantity(memory, resource.BinarySI),
-			corev1.ResourceEphemeralStorage: *resource.NewQuantity(storage, resource.BinarySI),
-		}}}
-		size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{c}})
-		if err != nil {
-			return
-		}
-		if size.CPU.MilliValue() < milli || size.Memory.Value() < memory || size.EphemeralStorage.Value() < storage {
-			t.Fatalf("%v holds less than %dm %d %d", size, milli, memory, storage)
-		}
-		for _, s := range Table() {
-			if s.CPU.Equal(size.CPU) && s.Memory.Equal(size.Memory) {
-				return
+func TestExact(t *testing.T) {
+	tests := map[string]struct{ cpu, memory, storage, want string }{
+		"what is asked":                      {"333m", "100Mi", "", "333m 100Mi 20Gi"},
+		"whole MiB":                          {"333m", "100M", "", "333m 96Mi 20Gi"},
+		"no 256 MB":                          {"1", "8Gi", "", "1 8Gi 20Gi"},
+		"no tiers":                           {"15", "65Mi", "", "15 65Mi 20Gi"},
+		"nothing asked is the smallest":      {"", "", "", "250m 512Mi 20Gi"},
+		"no memory asked":                    {"20m", "", "", "20m 512Mi 20Gi"},
+		"no CPU asked":                       {"", "100Mi", "", "250m 100Mi 20Gi"},
+		"as little as can be":                {"1m", "1", "", "10m 64Mi 20Gi"},
+		"facts 3.5: storage is as elsewhere": {"1", "1Gi", "100Gi", "1 1Gi 115Gi"},
+		"the largest":                        {"16", "120Gi", "", "16 120Gi 20Gi"},
+		"too much CPU":                       {"16001m", "1Gi", "", ""},
+		"too much memory":                    {"1", "122881Mi", "", ""},
+		"too much storage":                   {"1", "1Gi", "176Gi", ""},
+		"beyond 64 bits":                     {"1", "10000000E", "", ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			c := container(map[corev1.ResourceName]string{corev1.ResourceCPU: test.cpu, corev1.ResourceMemory: test.memory, corev1.ResourceEphemeralStorage: test.storage}, nil)
+			size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{c}}, v1alpha1.SizingExact)
+			got := ""
+			if err == nil {
+				got = size.CPU.String() + " " + size.Memory.String() + " " + size.EphemeralStorage.String()
 			}
-		}
-		t.Fatalf("%v is not in the table", size)
-	})
+			if got != test.want {
+				t.Errorf("got %q (%v), want %q", got, err, test.want)
+			}
+		})
+	}
 }
