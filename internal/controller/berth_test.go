@@ -1,18 +1,22 @@
 package controller_test
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	coordination "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/controller/berth"
 	"github.com/berth-run/berth/internal/controller/scheduler"
+	"github.com/berth-run/berth/internal/eks"
 )
 
 // boundPod makes a pod on a node and its Berth on the host.
@@ -22,6 +26,10 @@ func boundPod(t *testing.T, c client.Client, name, host, ip string) (*corev1.Pod
 	pod.Spec.NodeName = "fargate-" + name
 	create(t, c, pod)
 	return pod, newBerth(t, c, pod, scheduler.BerthName(pod), host, pod.Spec.NodeName, ip)
+}
+
+func berths(c client.Client, clock *time.Time) *berth.Reconciler {
+	return &berth.Reconciler{Client: c, Live: c, Recorder: record.NewFakeRecorder(10), Now: at(clock)}
 }
 
 func dropFinalizer(t *testing.T, c client.Client, b *v1alpha1.Berth, finalizer string) {
@@ -36,7 +44,7 @@ func dropFinalizer(t *testing.T, c client.Client, b *v1alpha1.Berth, finalizer s
 func TestBerthGoesAfterItsPodAndTakesItsNodeAlong(t *testing.T) {
 	c := admin(t)
 	clock := time.Now()
-	r := &berth.Reconciler{Client: c, Live: c, Now: at(&clock)}
+	r := berths(c, &clock)
 	newHost(t, c, "berth-host", region+"a")
 	pod, b := boundPod(t, c, "leaves", "berth-host", "10.91.50.4")
 	node := create(t, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: b.Spec.NodeName}})
@@ -70,7 +78,7 @@ func TestBerthOfAnEarlierPodOfTheSameNameGoes(t *testing.T) {
 	pod, b := boundPod(t, c, "again", "berth-host-2", "10.91.50.5")
 	remove(t, pod)
 	create(t, c, markedPod(pod.Namespace, "again", "p"))
-	reconcileOnce(t, &berth.Reconciler{Client: c, Live: c, Now: at(&clock)}, b)
+	reconcileOnce(t, berths(c, &clock), b)
 	if get(t, c, b); b.DeletionTimestamp == nil {
 		t.Error("the berth stays for a pod of another UID")
 	}
@@ -81,7 +89,7 @@ func TestBerthOnAHostThatIsGoneDoesNotWaitForIt(t *testing.T) {
 	clock := time.Now()
 	pod, b := boundPod(t, c, "hostless", "no-such-host", "10.91.50.6")
 	remove(t, pod)
-	r := &berth.Reconciler{Client: c, Live: c, Now: at(&clock)}
+	r := berths(c, &clock)
 	reconcileOnce(t, r, b)
 	reconcileOnce(t, r, b)
 	if !gone(t, c, b) {
@@ -108,6 +116,7 @@ func TestDeletedPodWhoseKubeletNeverCameIsRemoved(t *testing.T) {
 				b.Status.Timeline.Accepted = &now
 			}
 			if tc.registered {
+				create(t, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: b.Spec.NodeName}})
 				b.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionNodeRegistered, Status: metav1.ConditionTrue, Reason: "Registered", LastTransitionTime: metav1.Now()}}
 			}
 			if err := c.Status().Update(t.Context(), b); err != nil {
@@ -117,7 +126,7 @@ func TestDeletedPodWhoseKubeletNeverCameIsRemoved(t *testing.T) {
 				t.Fatal(err)
 			}
 			clock := get(t, c, pod).DeletionTimestamp.Add(tc.after - 30*time.Second)
-			wait := reconcileOnce(t, &berth.Reconciler{Client: c, Live: c, Now: at(&clock)}, b).RequeueAfter
+			wait := reconcileOnce(t, berths(c, &clock), b).RequeueAfter
 			if got := gone(t, c, pod); got != tc.want {
 				t.Errorf("pod gone %s after its deletion: %t, want %t", tc.after, got, tc.want)
 			}
@@ -125,5 +134,124 @@ func TestDeletedPodWhoseKubeletNeverCameIsRemoved(t *testing.T) {
 				t.Error("nobody looks again")
 			}
 		})
+	}
+}
+
+// TestPodEndsWithItsMachine: who deletes a Berth or a Node ends the pod, with the pod's grace period; the machine stays as
+// long as the pod.
+func TestPodEndsWithItsMachine(t *testing.T) {
+	c := admin(t)
+	for name, tc := range map[string]struct {
+		take func(*v1alpha1.Berth, *corev1.Node) client.Object
+		want string
+	}{
+		"berth": {func(b *v1alpha1.Berth, _ *corev1.Node) client.Object { return b }, "Warning BerthDeleted Berth "},
+		"node":  {func(_ *v1alpha1.Berth, n *corev1.Node) client.Object { return n }, "Warning NodeDeleted Node fargate-taken-node was deleted, and the pod ends with it"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clock := time.Now()
+			r, events := berths(c, &clock), record.NewFakeRecorder(10)
+			r.Recorder = events
+			newHost(t, c, "taken-"+name, region+"a")
+			pod, b := boundPod(t, c, "taken-"+name, "taken-"+name, "10.91.50.8")
+			node := create(t, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: b.Spec.NodeName}})
+			now := metav1.NowMicro()
+			b.Status.Timeline.Accepted = &now
+			b.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionNodeRegistered, Status: metav1.ConditionTrue, Reason: "Registered", LastTransitionTime: metav1.Now()}}
+			if err := c.Status().Update(t.Context(), b); err != nil {
+				t.Fatal(err)
+			}
+			reconcileOnce(t, r, b)
+			if get(t, c, pod).DeletionTimestamp != nil {
+				t.Fatal("the pod is deleted though nothing was taken away")
+			}
+			if err := c.Delete(t.Context(), tc.take(b, node)); err != nil {
+				t.Fatal(err)
+			}
+			reconcileOnce(t, r, b)
+			if get(t, c, pod); pod.DeletionTimestamp == nil || *pod.DeletionGracePeriodSeconds != 30 {
+				t.Fatalf("the pod is not being deleted with its grace period: %+v", pod.ObjectMeta)
+			}
+			if said := <-events.Events; !strings.HasPrefix(said, tc.want) {
+				t.Errorf("event %q, want %q", said, tc.want)
+			}
+			if get(t, c, b); !slices.Contains(b.Finalizers, v1alpha1.FinalizerPod) {
+				t.Error("the machine is given up while the pod ends")
+			}
+			clock = pod.DeletionTimestamp.Add(9 * time.Second)
+			if wait := reconcileOnce(t, r, b).RequeueAfter; wait <= 0 || gone(t, c, pod) {
+				t.Errorf("a kubelet may take its time: pod gone, or nobody looks again (%s)", wait)
+			}
+			clock = pod.DeletionTimestamp.Add(11 * time.Second)
+			for range 3 { // the pod goes, then what is left of it is given up
+				reconcileOnce(t, r, b)
+			}
+			if get(t, c, b); !gone(t, c, pod) || slices.Contains(b.Finalizers, v1alpha1.FinalizerPod) || b.DeletionTimestamp == nil {
+				t.Errorf("pod and berth are not given up: %+v", b.ObjectMeta)
+			}
+			dropFinalizer(t, c, b, v1alpha1.FinalizerHost)
+			reconcileOnce(t, r, b)
+			if !gone(t, c, b) || !gone(t, c, node) {
+				t.Error("berth or node is still there")
+			}
+		})
+	}
+}
+
+// TestStrayPodEnds: a pod that was placed and has no Berth runs nowhere; a pod that a user bound by hand is left alone.
+func TestStrayPodEnds(t *testing.T) {
+	c := admin(t)
+	for name, placed := range map[string]bool{"stray": true, "byhand": false} {
+		clock := time.Now()
+		pod, b := boundPod(t, c, name, "stray-host", "10.91.50.9")
+		if placed {
+			before := pod.DeepCopy()
+			pod.Annotations = map[string]string{eks.AnnotationCapacityProvisioned: "0.25vCPU 0.5GB"}
+			if err := c.Patch(t.Context(), pod, client.MergeFrom(before)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		node := create(t, c, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: b.Spec.NodeName}})
+		remove(t, b)
+		r := berths(c, &clock)
+		reconcileOnce(t, r, b)
+		if deleted := get(t, c, pod).DeletionTimestamp != nil; deleted != placed {
+			t.Errorf("%s: deleted %t", name, deleted)
+		}
+		clock = clock.Add(time.Minute)
+		reconcileOnce(t, r, b)
+		if gone(t, c, pod) != placed || gone(t, c, node) != placed {
+			t.Errorf("%s: pod gone %t, node gone %t", name, gone(t, c, pod), gone(t, c, node))
+		}
+	}
+}
+
+// TestCompletionIsNotedOnce: the agent learns when the last container ended.
+func TestCompletionIsNotedOnce(t *testing.T) {
+	c := admin(t)
+	clock := time.Now()
+	pod, b := boundPod(t, c, "completes", "h", "10.91.50.10")
+	r := berths(c, &clock)
+	reconcileOnce(t, r, b)
+	if get(t, c, b).Annotations[v1alpha1.AnnotationCompleted] != "" {
+		t.Error("a pod that has not ended is noted as completed")
+	}
+	ended := func(second int64) corev1.ContainerStatus {
+		return corev1.ContainerStatus{Name: "c", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{FinishedAt: metav1.NewTime(time.Unix(second, 0))}}}
+	}
+	pod.Status.Phase = corev1.PodSucceeded
+	pod.Status.InitContainerStatuses = []corev1.ContainerStatus{ended(1760000000)}
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{ended(1760000010), ended(1760000005)}
+	if err := c.Status().Update(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	reconcileOnce(t, r, b)
+	if got := get(t, c, b).Annotations[v1alpha1.AnnotationCompleted]; got != "2025-10-09T08:53:30Z" {
+		t.Errorf("completed at %q", got)
+	}
+	version := b.ResourceVersion
+	reconcileOnce(t, r, b)
+	if get(t, c, b).ResourceVersion != version {
+		t.Error("a second look at the same state writes something")
 	}
 }

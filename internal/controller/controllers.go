@@ -25,7 +25,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
-	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 
@@ -38,14 +37,18 @@ import (
 	"github.com/berth-run/berth/internal/controller/scheduler"
 	"github.com/berth-run/berth/internal/controller/subnet"
 	"github.com/berth-run/berth/internal/eks"
+	rules "github.com/berth-run/berth/internal/profile"
 )
 
 // Options of the controllers' process.
 type Options struct {
 	Kubeconfig, Region                 string
+	Cluster                            string // its name, in messages
+	Quotas                             rules.Quotas
 	WebhookCert, WebhookKey, WebhookCA string // PEM files
 	WebhookPort                        int    // 0 means eks.WebhookPort
 	HealthPort                         int
+	MetricsPort                        int // on loopback; 0: none
 	LeaderElect                        bool
 }
 
@@ -64,12 +67,12 @@ func Scheme() *runtime.Scheme {
 type Setup interface{ Setup(ctrl.Manager) error }
 
 // All controllers of a cluster.
-func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecorder, region string) []Setup {
+func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecorder, o Options) []Setup {
 	c, live, addresses := mgr.GetClient(), mgr.GetAPIReader(), scheduler.NewAddresses()
 	return []Setup{
-		scheduler.New(c, recorder, addresses, region),
-		&berth.Reconciler{Client: c, Live: live, Now: time.Now},
-		&profile.Reconciler{Client: c},
+		scheduler.New(c, recorder, addresses, o.Region),
+		&berth.Reconciler{Client: c, Live: live, Recorder: recorder, Now: time.Now},
+		&profile.Reconciler{Client: c, Quotas: o.Quotas, Cluster: o.Cluster},
 		&subnet.Reconciler{Client: c, Usage: addresses, Now: time.Now},
 		&host.Reconciler{Client: c, Now: time.Now},
 		&nodecert.Reconciler{Client: c, Live: live, Approver: kube},
@@ -101,25 +104,30 @@ func Run(ctx context.Context, o Options) error {
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	events.StartRecordingToSink(&typedcore.EventSinkImpl{Interface: kube.CoreV1().Events("")})
 	recorder := events.NewRecorder(mgr.GetScheme(), corev1.EventSource{Component: eks.SchedulerName})
-	for _, c := range All(mgr, kube, recorder, o.Region) {
+	for _, c := range All(mgr, kube, recorder, o) {
 		if err := c.Setup(mgr); err != nil {
 			return fmt.Errorf("set up %T: %w", c, err)
 		}
 	}
-	mgr.GetWebhookServer().Register(admission.Path, &webhook.Admission{Handler: &admission.Handler{Reader: mgr.GetClient(), Now: time.Now}})
-	register := manager.RunnableFunc(func(ctx context.Context) error {
-		return admission.Register(ctx, mgr.GetClient(), admission.URL(o.WebhookPort), ca)
-	})
-	if err := mgr.Add(register); err != nil {
-		return fmt.Errorf("add the webhook's registration: %w", err)
+	mgr.GetWebhookServer().Register(admission.Path, &webhook.Admission{Handler: &admission.Handler{Reader: mgr.GetClient(), Live: mgr.GetAPIReader(), Now: time.Now}})
+	registration := &admission.Registration{Client: mgr.GetClient(), URL: admission.URL(o.WebhookPort), CA: ca}
+	if err := registration.Setup(mgr); err != nil {
+		return fmt.Errorf("set up the webhook's registration: %w", err)
+	}
+	if err := mgr.AddReadyzCheck("webhook-registration", registration.Check); err != nil {
+		return fmt.Errorf("add the check of the webhook's registration: %w", err)
 	}
 	return mgr.Start(ctx)
 }
 
 func newManager(api *rest.Config, o Options) (ctrl.Manager, error) {
+	metrics := metricsserver.Options{BindAddress: "0"}
+	if o.MetricsPort != 0 {
+		metrics.BindAddress = fmt.Sprintf("127.0.0.1:%d", o.MetricsPort)
+	}
 	options := ctrl.Options{
 		Scheme:                        Scheme(),
-		Metrics:                       metricsserver.Options{BindAddress: "0"},
+		Metrics:                       metrics,
 		HealthProbeBindAddress:        fmt.Sprintf("127.0.0.1:%d", o.HealthPort),
 		LeaderElection:                o.LeaderElect,
 		LeaderElectionID:              "berth-controller",

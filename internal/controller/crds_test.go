@@ -39,6 +39,15 @@ func TestBadObjectsAreRefusedWithAReason(t *testing.T) {
 		"label key too long": {profile("bad", func(s *v1alpha1.FargateProfileSpec) {
 			s.Selectors[0].Labels = map[string]string{strings.Repeat("k", 128): "v"}
 		}), "a selector label needs a key of 1 to 127"},
+		"no values": {profile("bad", func(s *v1alpha1.FargateProfileSpec) {
+			s.Selectors[0].MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "app", Operator: metav1.LabelSelectorOpNotIn}}
+		}), "operator In or NotIn needs values"},
+		"unknown operator": {profile("bad", func(s *v1alpha1.FargateProfileSpec) {
+			s.Selectors[0].MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "app", Operator: "Like"}}
+		}), "operator In or NotIn needs values"},
+		"unknown sizing": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Sizing = "huge" }), `supported values: "table", "exact"`},
+		"tag key too long": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Tags = map[string]string{strings.Repeat("k", 128): "v"} }),
+			"a tag needs a key of 1 to 127"},
 		"role is no ARN":     {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.PodExecutionRoleArn = "my-role" }), "spec.podExecutionRoleArn"},
 		"unknown isolation":  {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Isolation = "firecracker" }), `supported values: "auto", "microvm", "gvisor"`},
 		"subnet named twice": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Subnets = []string{"a", "a"} }), "spec.subnets[1]: Duplicate value"},

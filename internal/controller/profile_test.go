@@ -8,15 +8,21 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/controller/profile"
 	"github.com/berth-run/berth/internal/eks"
+	rules "github.com/berth-run/berth/internal/profile"
 )
+
+func profiles(c client.Client) *profile.Reconciler {
+	return &profile.Reconciler{Client: c, Quotas: rules.DefaultQuotas, Cluster: "test"}
+}
 
 func TestProfileFailsThenBecomesActiveWhenASubnetAppears(t *testing.T) {
 	c := admin(t)
-	r := &profile.Reconciler{Client: c}
+	r := profiles(c)
 	p := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "life"}, Spec: profileSpec("default")})
 	reconcileOnce(t, r, p)
 	if get(t, c, p); p.Status.Status != v1alpha1.ProfileCreateFailed {
@@ -55,7 +61,7 @@ func TestProfileWithPublicOrUnknownSubnetFails(t *testing.T) {
 		"ghost": "ghost does not exist",
 	} {
 		p := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "wrong-" + subnet}, Spec: profileSpec("default", subnet)})
-		reconcileOnce(t, &profile.Reconciler{Client: c}, p)
+		reconcileOnce(t, profiles(c), p)
 		get(t, c, p)
 		ready := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
 		if p.Status.Status != v1alpha1.ProfileCreateFailed || ready == nil || !strings.Contains(ready.Message, want) {
@@ -68,7 +74,7 @@ func TestDeletedProfileEndsWithItsPods(t *testing.T) {
 	c := admin(t)
 	ns := namespace(t, c)
 	newSubnet(t, c, "ending", cidr(30), region+"a")
-	r := &profile.Reconciler{Client: c}
+	r := profiles(c)
 	p := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "ending"}, Spec: profileSpec(ns)})
 	reconcileOnce(t, r, p)
 	running := markedPod(ns, "running", "ending")
@@ -102,5 +108,94 @@ func TestDeletedProfileEndsWithItsPods(t *testing.T) {
 	reconcileOnce(t, r, p)
 	if !gone(t, c, p) {
 		t.Errorf("the profile is still there: %+v", p.Status)
+	}
+}
+
+func ready(p *v1alpha1.FargateProfile) metav1.Condition {
+	if c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); c != nil {
+		return *c
+	}
+	return metav1.Condition{}
+}
+
+// TestProfilesTakeTurns: while one is DELETING, others wait for it in the words of EKS (facts 1.5, 1.6) and then go on by themselves.
+func TestProfilesTakeTurns(t *testing.T) {
+	c := admin(t)
+	ns, r := namespace(t, c), profiles(c)
+	newSubnet(t, c, "turns", cidr(31), region+"a")
+	make := func(name string) *v1alpha1.FargateProfile {
+		p := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: profileSpec(ns)})
+		reconcileOnce(t, r, p)
+		return get(t, c, p)
+	}
+	first, second := make("turn-first"), make("turn-second")
+	pod := func(profile string) *corev1.Pod {
+		p := markedPod(ns, "of-"+profile, profile)
+		p.Spec.NodeName = "fargate-" + profile
+		return create(t, c, p)
+	}
+	podOfFirst, podOfSecond := pod(first.Name), pod(second.Name)
+	remove := func(p *v1alpha1.FargateProfile) {
+		if err := c.Delete(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		reconcileOnce(t, r, p)
+		get(t, c, p)
+	}
+	remove(first)
+	remove(second)
+	if want := "Cannot Delete Fargate Profile turn-second because cluster test currently has Fargate profile turn-first in status DELETING"; !strings.HasPrefix(ready(second).Message, want) {
+		t.Errorf("the second profile says %q, want %q", ready(second).Message, want)
+	}
+	if get(t, c, podOfFirst).DeletionTimestamp == nil || get(t, c, podOfSecond).DeletionTimestamp != nil {
+		t.Error("the pods of the first profile, and no others, are to end")
+	}
+	third := make("turn-third")
+	if want := "Cannot create Fargate Profile turn-third because cluster test currently has Fargate profile turn-first in status DELETING"; third.Status.Status != v1alpha1.ProfileCreating || !strings.HasPrefix(ready(third).Message, want) {
+		t.Errorf("the third profile is %s and says %q, want CREATING and %q", third.Status.Status, ready(third).Message, want)
+	}
+	version := third.ResourceVersion
+	reconcileOnce(t, r, third)
+	if get(t, c, third).ResourceVersion != version {
+		t.Error("a second look at the same state writes something")
+	}
+	end := func(pod *corev1.Pod) {
+		now := int64(0)
+		if err := c.Delete(t.Context(), pod, &client.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range []*v1alpha1.FargateProfile{first, second, third} {
+			reconcileOnce(t, r, p)
+		}
+	}
+	end(podOfFirst)
+	if !gone(t, c, first) || get(t, c, podOfSecond).DeletionTimestamp == nil || get(t, c, third).Status.Status != v1alpha1.ProfileCreating {
+		t.Errorf("after the first it is the second's turn, not yet the third's, which is %s", third.Status.Status)
+	}
+	end(podOfSecond)
+	if !gone(t, c, second) || get(t, c, third).Status.Status != v1alpha1.ProfileActive {
+		t.Errorf("after all others the third is %s, want ACTIVE", third.Status.Status)
+	}
+}
+
+func TestProfileOverTheQuotaIsCreatedWhenThereIsRoom(t *testing.T) {
+	c := admin(t)
+	ns, r := namespace(t, c), profiles(c)
+	r.Quotas.Profiles = 1
+	newSubnet(t, c, "quota", cidr(32), region+"a")
+	one := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "quota-one"}, Spec: profileSpec(ns)})
+	two := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "quota-two"}, Spec: profileSpec(ns)})
+	reconcileOnce(t, r, one)
+	reconcileOnce(t, r, two)
+	if get(t, c, two); two.Status.Status != v1alpha1.ProfileCreateFailed || !strings.Contains(ready(two).Message, "Cluster test has 1 Fargate profiles, which is its quota (1)") {
+		t.Errorf("status is %+v, want CREATE_FAILED because of the quota", two.Status)
+	}
+	if err := c.Delete(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	reconcileOnce(t, r, one)
+	reconcileOnce(t, r, two)
+	if get(t, c, two); two.Status.Status != v1alpha1.ProfileActive {
+		t.Errorf("status is %+v, want ACTIVE", two.Status)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"io"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	admissionregistration "k8s.io/api/admissionregistration/v1"
 	certificates "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -25,10 +28,11 @@ import (
 	"github.com/berth-run/berth/internal/controller/scheduler"
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/kit/testkit"
+	rules "github.com/berth-run/berth/internal/profile"
 )
 
 // runControllers runs the whole process, as user berth:controller with the chart's rights, until the end of the test.
-func runControllers(t *testing.T, c client.Client) {
+func runControllers(t *testing.T, c client.Client) controller.Options {
 	t.Helper()
 	if err := env.Create(t.Context(), "charts/berth/templates/controller-rbac.yaml"); err != nil {
 		t.Fatal(err)
@@ -38,12 +42,12 @@ func runControllers(t *testing.T, c client.Client) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	o := controller.Options{Kubeconfig: filepath.Join(dir, "kubeconfig"), Region: region, LeaderElect: true}
+	o := controller.Options{Kubeconfig: filepath.Join(dir, "kubeconfig"), Region: region, LeaderElect: true, Cluster: "test", Quotas: rules.DefaultQuotas}
 	writeKubeconfig(t, user, o.Kubeconfig)
 	if o.WebhookCert, o.WebhookKey, o.WebhookCA, err = env.WriteServingCert(dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, port := range []*int{&o.WebhookPort, &o.HealthPort} {
+	for _, port := range []*int{&o.WebhookPort, &o.HealthPort, &o.MetricsPort} {
 		if *port, err = testkit.FreePort(); err != nil {
 			t.Fatal(err)
 		}
@@ -69,6 +73,7 @@ func runControllers(t *testing.T, c client.Client) {
 		return !gone(t, c, hook)
 	})
 	checkHook(t, hook.Webhooks[0], fmt.Sprintf("https://127.0.0.1:%d/mutate", o.WebhookPort))
+	return o
 }
 
 func writeKubeconfig(t *testing.T, config *rest.Config, file string) {
@@ -97,7 +102,7 @@ func checkHook(t *testing.T, h admissionregistration.MutatingWebhook, url string
 // TestControllersTogether runs the whole process against the API server: webhook, scheduler and all controllers.
 func TestControllersTogether(t *testing.T) {
 	c := admin(t)
-	runControllers(t, c)
+	o := runControllers(t, c)
 	newSubnet(t, c, "run-a", cidr(90), region+"a")
 	newSubnet(t, c, "run-b", cidr(91), region+"b")
 	newHost(t, c, "run", region+"a", region+"b")
@@ -106,9 +111,12 @@ func TestControllersTogether(t *testing.T) {
 	createProfile(t, c, "run", v1alpha1.Selector{Namespace: ns, Labels: map[string]string{"app": "web*"}})
 	createProfile(t, c, "run-second", v1alpha1.Selector{Namespace: ns, Labels: map[string]string{"app": "web*"}})
 	t.Run("admission", func(t *testing.T) { testAdmission(t, c, ns) })
+	t.Run("selectors beyond EKS", func(t *testing.T) { testSelectorsBeyondEKS(t, c) })
 	t.Run("a pod's whole life", func(t *testing.T) { testLife(t, c, ns) })
 	t.Run("fifty at once", func(t *testing.T) { testBurst(t, c, ns) })
 	t.Run("a waiting pod is judged again", func(t *testing.T) { testWaiting(t, c) })
+	t.Run("the webhook's registration", func(t *testing.T) { testRegistration(t, c, o) })
+	t.Run("metrics", func(t *testing.T) { testMetrics(t, o) })
 	t.Run("a host's certificates", func(t *testing.T) { testCertificate(t, c, ns) })
 }
 
@@ -175,6 +183,31 @@ func testAdmission(t *testing.T, c client.Client, ns string) {
 		if pod.Spec.PriorityClassName != priority || len(pod.Spec.Tolerations) != 2 || len(pod.Spec.NodeSelector) > 0 {
 			t.Errorf("%s: priority class %q, tolerations %v, node selector %v: more was changed than scheduler and label",
 				name, pod.Spec.PriorityClassName, pod.Spec.Tolerations, pod.Spec.NodeSelector)
+		}
+	}
+}
+
+// testSelectorsBeyondEKS: a profile for the namespaces of a team, but not for pods of tier db.
+func testSelectorsBeyondEKS(t *testing.T, c client.Client) {
+	team := create(t, c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "team-", Labels: map[string]string{"team": "berth"}}}).Name
+	other := namespace(t, c)
+	createProfile(t, c, "team", v1alpha1.Selector{
+		NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "berth"}},
+		MatchExpressions:  []metav1.LabelSelectorRequirement{{Key: "tier", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"db"}}},
+	})
+	for name, tc := range map[string]struct {
+		namespace, tier string
+		want            bool
+	}{
+		"taken": {team, "web", true}, "no label": {team, "", true}, "excluded": {team, "db", false}, "another namespace": {other, "web", false},
+	} {
+		pod := plainPod(tc.namespace, "tiered")
+		pod.Labels = map[string]string{"tier": tc.tier}
+		if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
+			t.Fatal(err)
+		}
+		if got := pod.Labels[eks.LabelProfile] == "team"; got != tc.want {
+			t.Errorf("%s: labels %v, want it taken: %t", name, pod.Labels, tc.want)
 		}
 	}
 }
@@ -262,16 +295,104 @@ func testBurst(t *testing.T, c client.Client, ns string) {
 	}
 }
 
+// testWaiting: what a pod waits for leads to it when it changes, long before the retry.
 func testWaiting(t *testing.T, c client.Client) {
-	ns := namespace(t, c)
-	pod := create(t, c, markedPod(ns, "early", "run-late"))
-	waitFor(t, "the refusal", func() bool {
-		return strings.Contains(condition(get(t, c, pod)).Message, "fargate profile run-late does not exist")
+	bound := func(t *testing.T, pod *corev1.Pod) {
+		t.Helper()
+		waitFor(t, "pod "+pod.Name+" to be bound", func() bool { return get(t, c, pod).Spec.NodeName != "" })
+		b := get(t, c, berthOf(pod))
+		t.Cleanup(func() { remove(t, b) })
+	}
+	waits := func(t *testing.T, pod *corev1.Pod, words string) {
+		t.Helper()
+		waitFor(t, "pod "+pod.Name+" to wait for "+words, func() bool {
+			m := condition(get(t, c, pod)).Message
+			return strings.Contains(m, "(waits since ") && strings.Contains(m, words)
+		})
+	}
+	t.Run("for its profile", func(t *testing.T) {
+		ns := namespace(t, c)
+		named, unnamed := create(t, c, markedPod(ns, "early", "run-late")), plainPod(ns, "unnamed")
+		unnamed.Spec.SchedulerName = eks.SchedulerName
+		create(t, c, unnamed)
+		waits(t, named, "for profile run-late to be ACTIVE")
+		waits(t, unnamed, "for a profile that matches")
+		createProfile(t, c, "run-late", v1alpha1.Selector{Namespace: ns})
+		bound(t, named)
+		bound(t, unnamed)
+		if unnamed.Labels[eks.LabelProfile] != "run-late" {
+			t.Errorf("labels are %v, want the profile's", unnamed.Labels)
+		}
 	})
-	createProfile(t, c, "run-late", v1alpha1.Selector{Namespace: ns})
-	waitFor(t, "the pod to be bound once its profile is there", func() bool { return get(t, c, pod).Spec.NodeName != "" })
-	b := get(t, c, berthOf(pod))
-	t.Cleanup(func() { remove(t, b) })
+	t.Run("for its profile's selectors", func(t *testing.T) {
+		ns := namespace(t, c)
+		p := createProfile(t, c, "run-narrow", v1alpha1.Selector{Namespace: ns, Labels: map[string]string{"app": "x"}})
+		pod := create(t, c, markedPod(ns, "outside", "run-narrow"))
+		waits(t, pod, "for the selectors of profile run-narrow")
+		before := p.DeepCopy()
+		p.Spec.Selectors[0].Labels = nil
+		if err := c.Patch(t.Context(), p, client.MergeFrom(before)); err != nil {
+			t.Fatal(err)
+		}
+		bound(t, pod)
+	})
+	t.Run("for its namespace's labels", func(t *testing.T) {
+		ns := get(t, c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace(t, c)}})
+		createProfile(t, c, "run-labelled", v1alpha1.Selector{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"run": "labelled"}}})
+		pod := create(t, c, markedPod(ns.Name, "unlabelled", "run-labelled"))
+		waits(t, pod, "for the selectors of profile run-labelled")
+		before := ns.DeepCopy()
+		ns.Labels["run"] = "labelled"
+		if err := c.Patch(t.Context(), ns, client.MergeFrom(before)); err != nil {
+			t.Fatal(err)
+		}
+		bound(t, pod)
+	})
+	t.Run("for its claim", func(t *testing.T) { testWaitingForClaim(t, c, waits, bound) })
+	t.Run("for room", func(t *testing.T) {
+		ns := namespace(t, c)
+		newSubnet(t, c, "run-late", cidr(92), region+"late")
+		before := createProfile(t, c, "run-room", v1alpha1.Selector{Namespace: ns})
+		pod := markedPod(ns, "zonal", before.Name)
+		pod.Spec.NodeSelector = map[string]string{corev1.LabelTopologyZone: region + "late"}
+		create(t, c, pod)
+		waits(t, pod, "for room on a host and an address in a subnet")
+		newHost(t, c, "run-late", region+"late")
+		bound(t, pod)
+	})
+}
+
+// testWaitingForClaim: as a provisioner does it, the volume comes first, then the claim's name, then its phase.
+func testWaitingForClaim(t *testing.T, c client.Client, waits func(*testing.T, *corev1.Pod, string), bound func(*testing.T, *corev1.Pod)) {
+	ns := namespace(t, c)
+	createProfile(t, c, "run-claim", v1alpha1.Selector{Namespace: ns})
+	pod := markedPod(ns, "db", "run-claim")
+	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+	create(t, c, pod)
+	waits(t, pod, "for PersistentVolumeClaim data to be bound")
+	size := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}
+	modes := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
+	claim := create(t, c, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "data"},
+		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: modes, StorageClassName: ptr.To(""), Resources: corev1.VolumeResourceRequirements{Requests: size}}})
+	since := condition(get(t, c, pod)).LastTransitionTime
+	waitFor(t, "the refusal to name the unbound claim", func() bool {
+		return strings.Contains(condition(get(t, c, pod)).Message, "PVC data not bound")
+	})
+	if now := condition(pod).LastTransitionTime; !now.Equal(&since) {
+		t.Errorf("the pod waits since %s, before since %s", now, since)
+	}
+	volume := create(t, c, &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: ns}, Spec: corev1.PersistentVolumeSpec{AccessModes: modes, Capacity: size,
+		PersistentVolumeSource: corev1.PersistentVolumeSource{NFS: &corev1.NFSVolumeSource{Server: "nfs.example.com", Path: "/"}}}})
+	before := claim.DeepCopy()
+	claim.Spec.VolumeName = volume.Name
+	if err := c.Patch(t.Context(), claim, client.MergeFrom(before)); err != nil {
+		t.Fatal(err)
+	}
+	claim.Status.Phase = corev1.ClaimBound
+	if err := c.Status().Update(t.Context(), claim); err != nil {
+		t.Fatal(err)
+	}
+	bound(t, pod)
 }
 
 func testCertificate(t *testing.T, c client.Client, ns string) {
@@ -295,4 +416,50 @@ func testCertificate(t *testing.T, c client.Client, ns string) {
 	waitFor(t, "the verdict", func() bool { return len(get(t, c, csr).Status.Conditions) > 0 })
 	t.Logf("verdict after %s", time.Since(start).Round(time.Millisecond))
 	checkVerdict(t, csr, "")
+}
+
+// testRegistration: what somebody does to the registration is undone, and readiness depends on it.
+func testRegistration(t *testing.T, c client.Client, o controller.Options) {
+	hook := &admissionregistration.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: eks.WebhookConfigurationName}}
+	good := func() bool {
+		return !gone(t, c, hook) && len(hook.Webhooks) == 1 && *hook.Webhooks[0].FailurePolicy == admissionregistration.Ignore
+	}
+	waitFor(t, "readiness", func() bool { code, _ := fetch(t, o.HealthPort, "/readyz"); return code == http.StatusOK })
+	if _, text := fetch(t, o.HealthPort, "/readyz?verbose"); !strings.Contains(text, "[+]webhook-registration ok") {
+		t.Errorf("readyz says\n%s", text)
+	}
+	uid := get(t, c, hook).UID
+	if err := c.Delete(t.Context(), hook); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the registration to be restored", func() bool { return good() && hook.UID != uid })
+	fail := admissionregistration.Fail
+	hook.Webhooks[0].FailurePolicy = &fail
+	if err := c.Update(t.Context(), hook); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the registration to be corrected", good)
+}
+
+func testMetrics(t *testing.T, o controller.Options) {
+	_, text := fetch(t, o.MetricsPort, "/metrics")
+	for _, want := range []string{"berth_scheduler_pods_bound_total", `berth_scheduler_refusals_total{reason="Unschedulable"}`, `controller_runtime_reconcile_total{controller="berth"`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %s in /metrics", want)
+		}
+	}
+}
+
+func fetch(t *testing.T, port int, path string) (int, string) {
+	t.Helper()
+	answer, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%s", port, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.StatusCode, string(text)
 }

@@ -100,7 +100,7 @@ func TestPodGetsABerthAndIsBound(t *testing.T) {
 	if !metav1.IsControlledBy(b, pod) || ptr.Deref(b.OwnerReferences[0].BlockOwnerDeletion, true) {
 		t.Errorf("owner references are %+v, want the pod as controller, not blocking", b.OwnerReferences)
 	}
-	if !slices.Equal(b.Finalizers, []string{v1alpha1.FinalizerHost, v1alpha1.FinalizerNode}) || b.Labels[eks.LabelProfile] != "bind" {
+	if !slices.Equal(b.Finalizers, []string{v1alpha1.FinalizerPod, v1alpha1.FinalizerHost, v1alpha1.FinalizerNode}) || b.Labels[eks.LabelProfile] != "bind" {
 		t.Errorf("finalizers %v, labels %v", b.Finalizers, b.Labels)
 	}
 	if b.Annotations[v1alpha1.AnnotationAdmitted] != "2026-01-02T03:04:05.678Z" || b.Annotations[v1alpha1.AnnotationPlaced] == "" {
@@ -254,7 +254,9 @@ func TestRefusalsSayWhyOnceAndInTheCondition(t *testing.T) {
 		}, eks.ReasonUnsupported, `volumes not supported: data not supported because: persistentvolumeclaims "nothing" not found`},
 		"selector": {func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"disk": "ssd"} }, corev1.PodReasonUnschedulable,
 			"MatchNodeSelector failed: Fargate profile refuse cannot satisfy pod's node selector/affinity requirements"},
-		"no-profile": {func(p *corev1.Pod) { p.Labels = nil }, corev1.PodReasonUnschedulable, "Pod is not authorized to run on Fargate"},
+		"opted-out": {func(p *corev1.Pod) {
+			p.Labels, p.Annotations = nil, map[string]string{eks.ComputeTypeKey: eks.ComputeTypeEC2}
+		}, corev1.PodReasonUnschedulable, "Pod is not authorized to run on Fargate: it asks for scheduler fargate-scheduler, but annotation eks.amazonaws.com/compute-type: ec2 opts the pod out"},
 		"no-such-profile": {func(p *corev1.Pod) { p.Labels[eks.LabelProfile] = "ghost" }, corev1.PodReasonUnschedulable,
 			"Misconfigured Fargate Profile: fargate profile ghost"},
 	} {
@@ -365,5 +367,24 @@ func TestDeletedSubnetGetsNoPodAndItsSuccessorHasItsOwnAddresses(t *testing.T) {
 	reconcileOnce(t, s.r, second)
 	if b := s.berth(t, second); b == nil || !strings.HasPrefix(b.Spec.IP, "10.91.79.") {
 		t.Errorf("berth %+v, want an address of the new subnet", b)
+	}
+}
+
+func TestExactSizingGivesTheRequest(t *testing.T) {
+	s := newStage(t, "exact", cidr(33), cidr(34))
+	s.profile.Spec.Sizing = v1alpha1.SizingExact
+	if err := s.c.Update(t.Context(), s.profile); err != nil {
+		t.Fatal(err)
+	}
+	pod := s.pod(t, "web", func(p *corev1.Pod) {
+		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("333m"), corev1.ResourceMemory: resource.MustParse("300Mi")}
+	})
+	reconcileOnce(t, s.r, pod)
+	b := s.berth(t, pod)
+	if b == nil || b.Spec.Size.CPU.String() != "333m" || b.Spec.Size.Memory.String() != "300Mi" {
+		t.Errorf("berth %+v, want 333m and 300Mi", b)
+	}
+	if got := get(t, s.c, pod).Annotations[eks.AnnotationCapacityProvisioned]; got != "0.333vCPU 0.29296875GB" {
+		t.Errorf("CapacityProvisioned is %q", got)
 	}
 }

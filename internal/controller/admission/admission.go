@@ -12,6 +12,7 @@ import (
 
 	"gomodules.xyz/jsonpatch/v2"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -23,13 +24,14 @@ import (
 // Path on which the webhook answers.
 const Path = "/mutate"
 
-// Handler answers admission reviews from Reader, which is the cache.
+// Handler answers admission reviews from Reader, which is the cache. Before it lets a pod go for good it asks Live, the API
+// server, because a pod is often created milliseconds after its profile, by the same `kubectl apply`.
 type Handler struct {
-	Reader client.Reader
-	Now    func() time.Time
+	Reader, Live client.Reader
+	Now          func() time.Time
 }
 
-// Handle marks the pod if an ACTIVE profile takes it, and lets everything pass.
+// Handle marks the pod if a profile takes it, and lets everything pass.
 func (h *Handler) Handle(ctx context.Context, req admission.Request) admission.Response {
 	if req.Kind.Group != "" || req.Kind.Kind != "Pod" || req.SubResource != "" {
 		return admission.Allowed("not a pod")
@@ -38,11 +40,20 @@ func (h *Handler) Handle(ctx context.Context, req admission.Request) admission.R
 	if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
 		return admission.Errored(http.StatusBadRequest, fmt.Errorf("decode the pod: %w", err))
 	}
-	var profiles v1alpha1.FargateProfileList
-	if err := h.Reader.List(ctx, &profiles); err != nil {
-		return admission.Errored(http.StatusInternalServerError, fmt.Errorf("list profiles: %w", err))
+	ns, err := h.namespace(ctx, req.Namespace)
+	if err != nil {
+		return admission.Errored(http.StatusInternalServerError, err)
 	}
-	decision := profile.Select(profiles.Items, &pod, req.Namespace)
+	var decision profile.Decision
+	for _, r := range []client.Reader{h.Reader, h.Live} {
+		var profiles v1alpha1.FargateProfileList
+		if err := r.List(ctx, &profiles); err != nil {
+			return admission.Errored(http.StatusInternalServerError, fmt.Errorf("list profiles: %w", err))
+		}
+		if decision = profile.Select(profiles.Items, &pod, ns); decision.Profile != nil || decision.LeftAlone {
+			break
+		}
+	}
 	if decision.Profile == nil {
 		return admission.Allowed(decision.Reason)
 	}
@@ -51,6 +62,19 @@ func (h *Handler) Handle(ctx context.Context, req admission.Request) admission.R
 		setKey("/metadata/labels", pod.Labels, eks.LabelProfile, decision.Profile.Name),
 		setKey("/metadata/annotations", pod.Annotations, v1alpha1.AnnotationAdmitted, h.Now().UTC().Format(time.RFC3339Nano)),
 	)
+}
+
+// namespace of the pod. One that the cache does not know yet must not be taken for one without labels: selectors exclude by them.
+func (h *Handler) namespace(ctx context.Context, name string) (profile.Namespace, error) {
+	var ns corev1.Namespace
+	err := h.Reader.Get(ctx, client.ObjectKey{Name: name}, &ns)
+	if apierrors.IsNotFound(err) {
+		err = h.Live.Get(ctx, client.ObjectKey{Name: name}, &ns)
+	}
+	if err != nil {
+		return profile.Namespace{}, fmt.Errorf("get namespace %s: %w", name, err)
+	}
+	return profile.Namespace{Name: name, Labels: ns.Labels}, nil
 }
 
 // setKey patches one key of a map and no more: the pod may have fields that this program does not know of, so it is

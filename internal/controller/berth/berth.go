@@ -1,5 +1,6 @@
-// Package berth ends Berths: when the pod is gone its Berth goes, when the host is clean the Node goes, and a pod whose
-// machine never came does not wait for a kubelet that nobody started.
+// Package berth ends Berths: when the pod is gone its Berth goes, when the host is clean the Node goes. A pod does not
+// outlive its machine: one whose Berth or Node is deleted is deleted too, and one whose machine never came, or is gone, does
+// not wait for a kubelet that does not run.
 package berth
 
 import (
@@ -9,14 +10,19 @@ import (
 
 	coordination "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-run/berth/api/v1alpha1"
@@ -29,17 +35,22 @@ const (
 	unacceptedGrace = 3 * time.Second
 	// orphanGrace is how long a deleted pod may wait, beyond its own grace period, for a kubelet that never registered.
 	orphanGrace = 10 * time.Second
+
+	// Reasons of events of a pod that ends because its machine was taken away.
+	reasonBerthDeleted = "BerthDeleted"
+	reasonNodeDeleted  = "NodeDeleted"
 )
 
 // Reconciler ends Berths.
 type Reconciler struct {
 	Client client.Client
-	// Live reads past the cache: a pod that is not in it may just not be there yet.
-	Live client.Reader
-	Now  func() time.Time
+	// Live reads past the cache: what is not in it may just not be there yet.
+	Live     client.Reader
+	Recorder record.EventRecorder
+	Now      func() time.Time
 }
 
-// Setup lets the manager run the reconciler, for Berths and for the pods that own them.
+// Setup lets the manager run the reconciler, for Berths, the pods that own them and the Nodes that are made for them.
 func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 	toBerth := func(_ context.Context, o client.Object) []reconcile.Request {
 		pod, ok := o.(*corev1.Pod)
@@ -48,19 +59,41 @@ func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 		}
 		return []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: pod.Namespace, Name: scheduler.BerthName(pod)}}}
 	}
+	deleted := predicate.Funcs{
+		CreateFunc: func(event.CreateEvent) bool { return false },
+		UpdateFunc: func(event.UpdateEvent) bool { return false },
+	}
 	return ctrl.NewControllerManagedBy(mgr).Named("berth").For(&v1alpha1.Berth{}).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(toBerth)).
+		WatchesMetadata(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.ofNode), builder.WithPredicates(deleted)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: parallel}).
 		Complete(r)
+}
+
+func (r *Reconciler) ofNode(ctx context.Context, node client.Object) []reconcile.Request {
+	var berths v1alpha1.BerthList
+	if err := r.Client.List(ctx, &berths); err != nil {
+		return nil
+	}
+	for i := range berths.Items {
+		if b := &berths.Items[i]; b.Spec.NodeName == node.GetName() {
+			return []reconcile.Request{{NamespacedName: client.ObjectKeyFromObject(b)}}
+		}
+	}
+	return nil
 }
 
 // Reconcile looks after one Berth.
 func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	berth := &v1alpha1.Berth{}
-	if err := r.Client.Get(ctx, req.NamespacedName, berth); err != nil {
-		return reconcile.Result{}, client.IgnoreNotFound(err)
+	err := r.Client.Get(ctx, req.NamespacedName, berth)
+	if apierrors.IsNotFound(err) {
+		return r.endStray(ctx, req.NamespacedName)
 	}
-	if berth.DeletionTimestamp != nil {
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("get berth %s: %w", req.NamespacedName, err)
+	}
+	if berth.DeletionTimestamp != nil && !controllerutil.ContainsFinalizer(berth, v1alpha1.FinalizerPod) {
 		return reconcile.Result{}, r.finalize(ctx, berth)
 	}
 	pod, err := r.podOf(ctx, berth)
@@ -68,10 +101,84 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	if pod == nil {
-		err := r.Client.Delete(ctx, berth, client.Preconditions{UID: &berth.UID})
-		return reconcile.Result{}, client.IgnoreNotFound(err)
+		return reconcile.Result{}, r.release(ctx, berth)
+	}
+	return r.accompany(ctx, pod, berth)
+}
+
+// release lets the host agent end the machine of a pod that is gone.
+func (r *Reconciler) release(ctx context.Context, berth *v1alpha1.Berth) error {
+	before := berth.DeepCopy()
+	if controllerutil.RemoveFinalizer(berth, v1alpha1.FinalizerPod) {
+		patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+		err := r.Client.Patch(ctx, berth, patch)
+		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+			return nil // somebody was faster; what they wrote leads here again
+		}
+		if err != nil {
+			return fmt.Errorf("let berth %s go: %w", berth.Name, err)
+		}
+	}
+	if berth.DeletionTimestamp != nil {
+		return nil
+	}
+	return client.IgnoreNotFound(r.Client.Delete(ctx, berth, client.Preconditions{UID: &berth.UID}))
+}
+
+// accompany ends a pod whose machine is being taken away, and makes certain that a pod that is being deleted ends.
+func (r *Reconciler) accompany(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.Berth) (reconcile.Result, error) {
+	if err := r.noteCompletion(ctx, pod, berth); err != nil {
+		return reconcile.Result{}, err
+	}
+	registered := meta.IsStatusConditionTrue(berth.Status.Conditions, v1alpha1.ConditionNodeRegistered)
+	nodeGone := false
+	if registered {
+		var err error
+		if nodeGone, err = r.nodeGone(ctx, berth.Spec.NodeName); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
+	switch {
+	case berth.DeletionTimestamp != nil:
+		if err := r.end(ctx, pod, reasonBerthDeleted, "Berth "+berth.Name+" was deleted, and the pod ends with it"); err != nil {
+			return reconcile.Result{}, err
+		}
+	case nodeGone:
+		if err := r.end(ctx, pod, reasonNodeDeleted, "Node "+berth.Spec.NodeName+" was deleted, and the pod ends with it"); err != nil {
+			return reconcile.Result{}, err
+		}
+	case registered:
+		return reconcile.Result{}, nil
 	}
 	return r.forceOrphan(ctx, pod, berth)
+}
+
+// end deletes the pod, with its own grace period, and says why.
+func (r *Reconciler) end(ctx context.Context, pod *corev1.Pod, reason, message string) error {
+	if pod.DeletionTimestamp != nil {
+		return nil
+	}
+	r.Recorder.Event(pod, corev1.EventTypeWarning, reason, message)
+	if err := r.Client.Delete(ctx, pod, client.Preconditions{UID: &pod.UID}); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("delete pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
+}
+
+// nodeGone asks the API server only if the cache has no such Node.
+func (r *Reconciler) nodeGone(ctx context.Context, name string) (bool, error) {
+	node := &metav1.PartialObjectMetadata{}
+	node.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Node"))
+	for _, reader := range []client.Reader{r.Client, r.Live} {
+		err := reader.Get(ctx, client.ObjectKey{Name: name}, node)
+		if err == nil {
+			return false, nil
+		}
+		if !apierrors.IsNotFound(err) {
+			return false, fmt.Errorf("get node %s: %w", name, err)
+		}
+	}
+	return true, nil
 }
 
 // podOf is the pod that the Berth is for, or nil if it is gone for certain.
@@ -90,15 +197,24 @@ func (r *Reconciler) podOf(ctx context.Context, berth *v1alpha1.Berth) (*corev1.
 	return nil, nil
 }
 
-// forceOrphan removes a deleted pod whose kubelet never came up: nobody else would.
+// forceOrphan removes a deleted pod that has no kubelet, or whose kubelet does not end it in time: nobody else would.
 func (r *Reconciler) forceOrphan(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.Berth) (reconcile.Result, error) {
-	if pod.DeletionTimestamp == nil || meta.IsStatusConditionTrue(berth.Status.Conditions, v1alpha1.ConditionNodeRegistered) {
+	if pod.DeletionTimestamp == nil {
 		return reconcile.Result{}, nil
 	}
 	end := pod.DeletionTimestamp.Add(orphanGrace) // the timestamp is when the pod's own grace period ends
 	if berth.Status.Timeline.Accepted == nil {
-		end = pod.DeletionTimestamp.Add(unacceptedGrace - time.Duration(ptr.Deref(pod.DeletionGracePeriodSeconds, 0))*time.Second)
+		end = deletedAt(pod).Add(unacceptedGrace)
 	}
+	return r.force(ctx, pod, end)
+}
+
+// deletedAt is when the pod's deletion was asked for.
+func deletedAt(pod *corev1.Pod) time.Time {
+	return pod.DeletionTimestamp.Add(-time.Duration(ptr.Deref(pod.DeletionGracePeriodSeconds, 0)) * time.Second)
+}
+
+func (r *Reconciler) force(ctx context.Context, pod *corev1.Pod, end time.Time) (reconcile.Result, error) {
 	if wait := end.Sub(r.Now()); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
 	}
@@ -120,17 +236,24 @@ func (r *Reconciler) finalize(ctx context.Context, berth *v1alpha1.Berth) error 
 		}
 		controllerutil.RemoveFinalizer(berth, v1alpha1.FinalizerHost)
 	}
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: berth.Spec.NodeName}}
-	lease := &coordination.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: berth.Spec.NodeName}}
-	for _, o := range []client.Object{node, lease} {
-		if err := r.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("delete %T %s: %w", o, o.GetName(), err)
-		}
+	if err := r.deleteNode(ctx, berth.Spec.NodeName); err != nil {
+		return err
 	}
 	controllerutil.RemoveFinalizer(berth, v1alpha1.FinalizerNode)
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
 	if err := r.Client.Patch(ctx, berth, patch); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("let berth %s go: %w", berth.Name, err)
+	}
+	return nil
+}
+
+func (r *Reconciler) deleteNode(ctx context.Context, name string) error {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	lease := &coordination.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: name}}
+	for _, o := range []client.Object{node, lease} {
+		if err := r.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("delete %T %s: %w", o, o.GetName(), err)
+		}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package profile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -25,10 +26,18 @@ import (
 // Finalizer keeps a profile until its pods are gone.
 const Finalizer = "berth.run/profile"
 
-// Reconciler leads profiles.
-type Reconciler struct{ Client client.Client }
+// reasonWaiting is the reason of condition Ready while another profile is being created or deleted.
+const reasonWaiting = "WaitingForTurn"
 
-// Setup lets the manager run the reconciler; subnets and pods lead back to profiles.
+// Reconciler leads profiles, one at a time.
+type Reconciler struct {
+	Client client.Client
+	Quotas rules.Quotas
+	// Cluster is the cluster's name in messages.
+	Cluster string
+}
+
+// Setup lets the manager run the reconciler; subnets, pods and other profiles lead back to profiles: one may wait for another.
 func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 	ofPod := func(_ context.Context, o client.Object) []reconcile.Request {
 		name := o.GetLabels()[eks.LabelProfile]
@@ -48,7 +57,8 @@ func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 		}
 		return out
 	}
-	return ctrl.NewControllerManagedBy(mgr).Named("profile").For(&v1alpha1.FargateProfile{}).
+	return ctrl.NewControllerManagedBy(mgr).Named("profile").
+		Watches(&v1alpha1.FargateProfile{}, handler.EnqueueRequestsFromMapFunc(all)).
 		Watches(&v1alpha1.Subnet{}, handler.EnqueueRequestsFromMapFunc(all)).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(ofPod)).
 		Complete(r)
@@ -60,8 +70,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err := r.Client.Get(ctx, req.NamespacedName, p); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
+	var profiles v1alpha1.FargateProfileList
+	if err := r.Client.List(ctx, &profiles); err != nil {
+		return reconcile.Result{}, fmt.Errorf("list profiles: %w", err)
+	}
 	if p.DeletionTimestamp != nil {
-		return reconcile.Result{}, r.finalize(ctx, p)
+		return reconcile.Result{}, r.finalize(ctx, p, rules.Ahead(p, profiles.Items))
 	}
 	if controllerutil.AddFinalizer(p, Finalizer) {
 		if err := r.Client.Update(ctx, p); err != nil {
@@ -73,71 +87,98 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, fmt.Errorf("list subnets: %w", err)
 	}
 	before := p.DeepCopy()
-	judge(p, subnets.Items)
+	r.judge(p, subnets.Items, profiles.Items)
 	return reconcile.Result{}, r.patchStatus(ctx, before, p)
 }
 
-// judge writes the profile's status from its spec and the subnets.
-func judge(p *v1alpha1.FargateProfile, subnets []v1alpha1.Subnet) {
+// judge writes the profile's status from its spec, the subnets and the other profiles.
+func (r *Reconciler) judge(p *v1alpha1.FargateProfile, subnets []v1alpha1.Subnet, profiles []v1alpha1.FargateProfile) {
 	byName := map[string]v1alpha1.Subnet{}
 	var private []string
 	for _, s := range subnets {
 		byName[s.Name] = s
-		if s.Spec.Type != v1alpha1.SubnetPublic && s.DeletionTimestamp == nil {
+		if s.Spec.Type != v1alpha1.SubnetPublic && s.DeletionTimestamp == nil && rules.Conflict(&s, subnets) == "" {
 			private = append(private, s.Name)
 		}
 	}
 	sort.Strings(private)
-	p.Status.ObservedGeneration = p.Generation
-	wrong := rules.Validate(p.Name, p.Spec, byName)
+	wrong := r.Quotas.Validate(p.Name, p.Spec, byName)
 	if len(wrong) == 0 && len(private) == 0 {
 		wrong = []string{"the cluster has no private subnet; create one (kind Subnet, spec.type private)"}
 	}
+	if exceeded := r.Quotas.Exceeded(p, r.Cluster, profiles); exceeded != "" {
+		wrong = append(wrong, exceeded)
+	}
+	p.Status.ObservedGeneration = p.Generation
 	if len(wrong) > 0 {
-		p.Status.Status = v1alpha1.ProfileCreateFailed
-		p.Status.Subnets = nil
+		p.Status.Status, p.Status.Subnets = v1alpha1.ProfileCreateFailed, nil
 		conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, "Invalid", strings.Join(wrong, " "))
 		return
 	}
-	p.Status.Status = v1alpha1.ProfileActive
-	p.Status.Subnets = private
+	if ahead := rules.Ahead(p, profiles); ahead != nil && p.Status.Status != v1alpha1.ProfileActive {
+		p.Status.Status, p.Status.Subnets = v1alpha1.ProfileCreating, nil
+		conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, reasonWaiting,
+			rules.MessageCannotCreate(p.Name, r.Cluster, ahead)+"; it is created after that")
+		return
+	}
+	p.Status.Status, p.Status.Subnets = v1alpha1.ProfileActive, private
 	if len(p.Spec.Subnets) > 0 {
 		p.Status.Subnets = slices.Sorted(slices.Values(p.Spec.Subnets))
 	}
 	conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, true, p.Generation, "Active", "pods that match run on this profile")
 }
 
-// finalize deletes the profile's pods and lets the profile go when they are gone.
-func (r *Reconciler) finalize(ctx context.Context, p *v1alpha1.FargateProfile) error {
+// finalize deletes the profile's pods, when its turn has come, and lets the profile go when they are gone.
+func (r *Reconciler) finalize(ctx context.Context, p, ahead *v1alpha1.FargateProfile) error {
 	before := p.DeepCopy()
-	p.Status.Status = v1alpha1.ProfileDeleting
-	var pods corev1.PodList
-	if err := r.Client.List(ctx, &pods, client.MatchingLabels{eks.LabelProfile: p.Name}); err != nil {
-		return fmt.Errorf("list the pods of profile %s: %w", p.Name, err)
+	pods, err := r.podsOf(ctx, p)
+	if err != nil {
+		return err
 	}
-	left := 0
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		if pod.Spec.SchedulerName != eks.SchedulerName {
-			continue
-		}
-		left++
-		if pod.DeletionTimestamp == nil {
-			if err := r.Client.Delete(ctx, pod); client.IgnoreNotFound(err) != nil {
-				return fmt.Errorf("delete pod %s/%s of profile %s: %w", pod.Namespace, pod.Name, p.Name, err)
+	if len(pods) == 0 {
+		if controllerutil.RemoveFinalizer(p, Finalizer) {
+			if err := r.Client.Update(ctx, p); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("let profile %s go: %w", p.Name, err)
 			}
 		}
+		return nil
 	}
-	if left > 0 {
-		conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, "Deleting", fmt.Sprintf("waiting for %d pods to end", left))
+	p.Status.Status = v1alpha1.ProfileDeleting
+	if ahead != nil {
+		conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, reasonWaiting,
+			rules.MessageCannotDelete(p.Name, r.Cluster, ahead)+"; it is deleted after that, and its pods run until then")
 		return r.patchStatus(ctx, before, p)
 	}
-	if controllerutil.RemoveFinalizer(p, Finalizer) {
-		if err := r.Client.Update(ctx, p); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("let profile %s go: %w", p.Name, err)
+	conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, rules.ReasonDeleting, fmt.Sprintf("waiting for %d pods to end", len(pods)))
+	failed := r.deletePods(ctx, p, pods)
+	if failed != nil {
+		p.Status.Status = v1alpha1.ProfileDeleteFailed
+		conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, "DeleteFailed", failed.Error()+"; it is tried again")
+	}
+	return errors.Join(failed, r.patchStatus(ctx, before, p))
+}
+
+// podsOf lists the pods that run on the profile, or wait for it.
+func (r *Reconciler) podsOf(ctx context.Context, p *v1alpha1.FargateProfile) ([]corev1.Pod, error) {
+	var pods corev1.PodList
+	if err := r.Client.List(ctx, &pods, client.MatchingLabels{eks.LabelProfile: p.Name}); err != nil {
+		return nil, fmt.Errorf("list the pods of profile %s: %w", p.Name, err)
+	}
+	return slices.DeleteFunc(pods.Items, func(pod corev1.Pod) bool { return pod.Spec.SchedulerName != eks.SchedulerName }), nil
+}
+
+func (r *Reconciler) deletePods(ctx context.Context, p *v1alpha1.FargateProfile, pods []corev1.Pod) error {
+	var failed []error
+	for i := range pods {
+		pod := &pods[i]
+		if pod.DeletionTimestamp != nil {
+			continue
+		}
+		if err := r.Client.Delete(ctx, pod); client.IgnoreNotFound(err) != nil {
+			failed = append(failed, fmt.Errorf("delete pod %s/%s of profile %s: %w", pod.Namespace, pod.Name, p.Name, err))
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 func (r *Reconciler) patchStatus(ctx context.Context, before, p *v1alpha1.FargateProfile) error {

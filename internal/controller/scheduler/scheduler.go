@@ -25,18 +25,19 @@ import (
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/placement"
 	"github.com/berth-run/berth/internal/podcheck"
-	match "github.com/berth-run/berth/internal/profile"
 	"github.com/berth-run/berth/internal/sizing"
 )
 
 const (
 	// retryInterval: a pod that cannot run now is looked at again then, even if nothing that it waits for was seen to change.
-	retryInterval = 30 * time.Second
+	// All of that is watched (Setup).
+	retryInterval = 5 * time.Minute
 	// bindRetry: a pod whose binding met a conflict is looked at again then.
 	bindRetry = time.Second
 	// repeatAfter: the same event is said again no sooner.
 	repeatAfter = 5 * time.Minute
-	maxPodName  = 200
+	// maxPodName is how much of a pod's name is in that of its Berth.
+	maxPodName = 200
 )
 
 // Reconciler places pods.
@@ -70,6 +71,12 @@ func BerthName(pod *corev1.Pod) string {
 	return name + "-" + hex.EncodeToString(sum[:4])
 }
 
+// PodName is the name of the pod that a Berth of this name is for; not known if that was too long to be in it.
+func PodName(berth string) (name string, known bool) {
+	name = berth[:max(0, strings.LastIndexByte(berth, '-'))]
+	return name, name != "" && len(name) < maxPodName
+}
+
 // Reconcile places one pod.
 func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var pod corev1.Pod
@@ -98,12 +105,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	r.said.Delete(req.NamespacedName)
+	podsBound.Inc()
 	r.Recorder.Event(&pod, corev1.EventTypeNormal, eks.EventScheduled, eks.MessageScheduled(pod.Namespace, pod.Name, berth.Spec.NodeName))
 	return reconcile.Result{}, nil
 }
 
-// refusal is why a pod cannot run now: the reason of its condition PodScheduled, and a sentence.
-type refusal struct{ reason, message string }
+// refusal is why a pod cannot run now: the reason of its condition PodScheduled, a sentence, and what would change it, if
+// anything does.
+type refusal struct{ reason, message, waitsFor string }
 
 // key is the part of the message that makes it another one: how much room is lacking changes all the time.
 func (r refusal) key() string {
@@ -118,7 +127,8 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	existing := &v1alpha1.Berth{}
 	err := r.Client.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: BerthName(pod)}, existing)
 	if err == nil && existing.DeletionTimestamp != nil {
-		return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf("The pod's berth %s is being removed; the pod gets another one then", existing.Name)}, nil
+		return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf("The pod's berth %s is being removed; the pod gets another one then", existing.Name),
+			"that berth to go"}, nil
 	}
 	if err == nil {
 		return existing, nil, nil
@@ -133,37 +143,15 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	if no != nil || err != nil {
 		return nil, no, err
 	}
-	if violations := podcheck.Violations(pod, podcheck.Options{PVC: r.claim(ctx)}); len(violations) > 0 {
-		return nil, &refusal{eks.ReasonUnsupported, eks.MessageUnsupported(violations)}, nil
+	check := podcheck.Options{PVC: r.claim(ctx)}
+	if violations := podcheck.Violations(pod, check); len(violations) > 0 {
+		return nil, &refusal{eks.ReasonUnsupported, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, check)}, nil
 	}
-	size, err := sizing.ForPod(&pod.Spec)
+	size, err := sizing.ForPod(&pod.Spec, profile.Spec.Sizing)
 	if err != nil {
-		return nil, &refusal{eks.ReasonTooLarge, err.Error()}, nil
+		return nil, &refusal{eks.ReasonTooLarge, err.Error(), ""}, nil
 	}
 	return r.place(ctx, pod, profile, size)
-}
-
-func (r *Reconciler) profileOf(ctx context.Context, pod *corev1.Pod) (*v1alpha1.FargateProfile, *refusal, error) {
-	name := pod.Labels[eks.LabelProfile]
-	if name == "" {
-		return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf(
-			"Pod is not authorized to run on Fargate: it asks for scheduler %s, but no profile matched when it was created. Remove spec.schedulerName, or create a profile that matches and then the pod again.", eks.SchedulerName)}, nil
-	}
-	profile := &v1alpha1.FargateProfile{}
-	err := r.Client.Get(ctx, client.ObjectKey{Name: name}, profile)
-	if apierrors.IsNotFound(err) || err == nil && (profile.DeletionTimestamp != nil || profile.Status.Status != v1alpha1.ProfileActive) {
-		return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf("Misconfigured Fargate Profile: fargate profile %s does not exist or is not ACTIVE", name)}, nil
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("get profile %s: %w", name, err)
-	}
-	for _, s := range profile.Spec.Selectors {
-		if match.Matches(s, pod.Namespace, pod.Labels) {
-			return profile, nil, nil
-		}
-	}
-	return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf(
-		"Pod is not authorized to run on Fargate: no selector of fargate profile %s matches the pod's namespace and labels", name)}, nil
 }
 
 func (r *Reconciler) claim(ctx context.Context) func(string, string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, error) {
@@ -233,14 +221,17 @@ func (r *Reconciler) choose(ctx context.Context, pod *corev1.Pod, profile *v1alp
 	var noRoom *placement.NoCapacityError
 	var badSelector *placement.NodeSelectorError
 	switch {
-	case errors.As(err, &noRoom), errors.As(err, &badSelector):
-		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error()}, nil
+	case errors.As(err, &noRoom):
+		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error(), noRoom.WaitsFor()}, nil
+	case errors.As(err, &badSelector):
+		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error(), badSelector.WaitsFor()}, nil
 	case err != nil:
 		return nil, nil, err
 	}
 	addr, err := r.Addresses.Take(choice.Subnet, pod.UID, now)
 	if err != nil {
-		return nil, &refusal{corev1.PodReasonUnschedulable, (&placement.NoCapacityError{Details: []string{err.Error()}}).Error()}, nil
+		noRoom := &placement.NoCapacityError{Details: []string{err.Error()}}
+		return nil, &refusal{corev1.PodReasonUnschedulable, noRoom.Error(), noRoom.WaitsFor()}, nil
 	}
 	berth := newBerth(pod, profile, choice, size, eks.NodeName(addr, r.Region), addr.String(), now)
 	r.pending[pod.UID] = *berth.DeepCopy()
@@ -252,7 +243,7 @@ func newBerth(pod *corev1.Pod, profile *v1alpha1.FargateProfile, c placement.Cho
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: pod.Namespace, Name: BerthName(pod),
 			Labels:     map[string]string{eks.LabelProfile: profile.Name},
-			Finalizers: []string{v1alpha1.FinalizerHost, v1alpha1.FinalizerNode},
+			Finalizers: []string{v1alpha1.FinalizerPod, v1alpha1.FinalizerHost, v1alpha1.FinalizerNode},
 			Annotations: map[string]string{
 				v1alpha1.AnnotationAdmitted: pod.Annotations[v1alpha1.AnnotationAdmitted],
 				v1alpha1.AnnotationPlaced:   now.UTC().Format(time.RFC3339Nano),
@@ -269,44 +260,16 @@ func newBerth(pod *corev1.Pod, profile *v1alpha1.FargateProfile, c placement.Cho
 	}
 }
 
-// bind binds the pod to its node; the annotation travels with the binding, in one write.
+// bind binds the pod to its node; annotation and label (which a pod without a webhook lacks) travel with the binding, in one write.
 func (r *Reconciler) bind(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.Berth) error {
 	binding := &corev1.Binding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+			Labels:      map[string]string{eks.LabelProfile: berth.Spec.ProfileName},
 			Annotations: map[string]string{eks.AnnotationCapacityProvisioned: sizing.CapacityProvisioned(berth.Spec.Size)}},
 		Target: corev1.ObjectReference{Kind: "Node", Name: berth.Spec.NodeName},
 	}
 	if err := r.Client.SubResource("binding").Create(ctx, pod, binding); err != nil {
 		return fmt.Errorf("bind pod %s/%s to %s: %w", pod.Namespace, pod.Name, berth.Spec.NodeName, err)
-	}
-	return nil
-}
-
-// refuse tells the pod's owner why it waits: as an event and as condition PodScheduled=False.
-func (r *Reconciler) refuse(ctx context.Context, pod *corev1.Pod, no refusal) error {
-	now := r.Now()
-	name := client.ObjectKeyFromObject(pod)
-	if last, ok := r.said.Load(name); ok && last.(saying).pod == pod.UID && last.(saying).key == no.key() && now.Sub(last.(saying).at) < repeatAfter {
-		return nil
-	}
-	r.said.Store(name, saying{pod.UID, no.key(), now})
-	r.Recorder.Event(pod, corev1.EventTypeWarning, eks.EventFailedScheduling, no.message)
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == no.reason && c.Message == no.message {
-			return nil
-		}
-	}
-	before := pod.DeepCopy()
-	condition := corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: no.reason, Message: no.message, LastTransitionTime: metav1.NewTime(now)}
-	kept := pod.Status.Conditions[:0]
-	for _, c := range pod.Status.Conditions {
-		if c.Type != corev1.PodScheduled {
-			kept = append(kept, c)
-		}
-	}
-	pod.Status.Conditions = append(kept, condition)
-	if err := r.Client.Status().Patch(ctx, pod, client.StrategicMergeFrom(before)); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("say why pod %s/%s waits: %w", pod.Namespace, pod.Name, err)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/ipam"
 	"github.com/berth-run/berth/internal/kit/conditions"
+	rules "github.com/berth-run/berth/internal/profile"
 )
 
 // Finalizer keeps a subnet until no Berth has an address of it.
@@ -68,11 +69,18 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		controllerutil.RemoveFinalizer(s, Finalizer)
 		return reconcile.Result{}, client.IgnoreNotFound(r.Client.Update(ctx, s))
 	}
+	var all v1alpha1.SubnetList
+	if err := r.Client.List(ctx, &all); err != nil {
+		return reconcile.Result{}, fmt.Errorf("list subnets: %w", err)
+	}
+	conflict := rules.Conflict(s, all.Items)
 	before := s.DeepCopy()
 	s.Status.AvailableIPs, s.Status.UsedIPs = int32(free), int32(used)
 	switch {
 	case s.DeletionTimestamp != nil:
 		conditions.Set(&s.Status.Conditions, v1alpha1.ConditionReady, false, s.Generation, "InUse", "pods still hold addresses of this subnet; it goes when they are gone")
+	case conflict != "":
+		conditions.Set(&s.Status.Conditions, v1alpha1.ConditionReady, false, s.Generation, "Conflict", conflict)
 	case free == 0 && s.Spec.Type != v1alpha1.SubnetPublic:
 		conditions.Set(&s.Status.Conditions, v1alpha1.ConditionReady, false, s.Generation, "Exhausted", "no address is free; delete pods or give the profile another subnet")
 	default:
