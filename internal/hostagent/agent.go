@@ -70,6 +70,7 @@ func Run(ctx context.Context, o Options) error {
 		func(ctx context.Context) error { return r.journal.listen(ctx, o.Dirs.AgentSocket()) },
 		func(ctx context.Context) error { return r.report(ctx) },
 		func(ctx context.Context) error { return r.sweep(ctx) },
+		r.policies.run,
 	} {
 		if err := mgr.Add(part); err != nil {
 			return fmt.Errorf("set the agent up: %w", err)
@@ -119,10 +120,18 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	if err != nil {
 		return nil, err
 	}
+	filter, err := network.NewPolicies()
+	if err != nil {
+		return nil, err
+	}
+	held, err := newPolicies(ctx, config, mgr.GetScheme(), o.HostName, mgr.GetAPIReader(), filter)
+	if err != nil {
+		return nil, err
+	}
 	mtu, _ := network.Uplink()
 	events := make(chan event.GenericEvent, 1024)
 	r := &reconciler{
-		client: mgr.GetClient(), cri: cri, options: o, net: host, mtu: mtu,
+		client: mgr.GetClient(), cri: cri, options: o, net: host, policies: held, mtu: mtu,
 		issuer:    &issuer{kube: kube, apiServer: config.Host, ca: ca},
 		processes: newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
 		kubelets:  map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
@@ -191,6 +200,9 @@ func (r *reconciler) reportOnce(ctx context.Context) error {
 	for name, q := range capacity {
 		left := q.DeepCopy()
 		for _, b := range berths.Items {
+			if b.Status.Timeline.Completed != nil {
+				continue
+			}
 			size := map[corev1.ResourceName]resource.Quantity{corev1.ResourceCPU: b.Spec.Size.CPU, corev1.ResourceMemory: b.Spec.Size.Memory}
 			left.Sub(size[name])
 		}
@@ -220,31 +232,34 @@ func (r *reconciler) capacity() (corev1.ResourceList, error) {
 	}, nil
 }
 
-// sweep removes, once after the start, what belongs to no Berth any more: its Berth went while no agent ran.
+// sweep removes what belongs to no Berth any more: its Berth went while no agent ran, or by force.
 func (r *reconciler) sweep(ctx context.Context) error {
-	var berths v1alpha1.BerthList
-	if err := r.client.List(ctx, &berths); err != nil {
-		return fmt.Errorf("list berths: %w", err)
-	}
-	known := map[string]bool{}
-	for _, b := range berths.Items {
-		known[string(b.Spec.Pod.UID)] = true
-	}
+	r.sweeping.Lock()
+	defer r.sweeping.Unlock()
+	// First the directories, then the Berths: a machine is made after its Berth is known.
+	found := map[string]bool{}
 	for _, dir := range []string{filepath.Join(r.options.Dirs.Run, "nodes"), filepath.Join(r.options.Dirs.State, "nodes")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			continue
 		}
 		for _, e := range entries {
-			if known[e.Name()] {
-				continue
-			}
-			known[e.Name()] = true
-			slog.Info("remove what an ended pod left", "pod", e.Name())
-			if err := r.sweepOne(ctx, e.Name()); err != nil {
-				slog.Error("remove what an ended pod left", "pod", e.Name(), "error", err)
-			}
+			found[e.Name()] = true
 		}
+	}
+	var berths v1alpha1.BerthList
+	if err := r.client.List(ctx, &berths); err != nil {
+		return fmt.Errorf("list berths: %w", err)
+	}
+	for _, b := range berths.Items {
+		delete(found, string(b.Spec.Pod.UID))
+	}
+	for uid := range found {
+		slog.Info("remove what an ended pod left", "pod", uid)
+		if err := r.sweepOne(ctx, uid); err != nil {
+			slog.Error("remove what an ended pod left", "pod", uid, "error", err)
+		}
+		r.journal.forget(types.UID(uid))
 	}
 	return nil
 }

@@ -95,6 +95,10 @@ func (j *journal) apply(b *v1alpha1.Berth) {
 			*field = micro(e.Time)
 		}
 	}
+	if line.Completed != nil {
+		completed(b)
+		return
+	}
 	set := func(kind string, at *metav1.MicroTime, done, waiting string) {
 		if at != nil {
 			conditions.Set(&b.Status.Conditions, kind, true, b.Generation, "Done", done)

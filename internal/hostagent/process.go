@@ -23,6 +23,10 @@ import (
 
 const (
 	pidFile = "pid"
+	// refillPause keeps the start of the next waiting process out of the way of the pod that took one.
+	refillPause = 2 * time.Second
+	// startNice is how much a kubelet yields while its pod starts: the sandbox, which starts meanwhile, takes longer.
+	startNice = 10
 	// stopLimit is how long a node process may take to end by itself.
 	stopLimit = 2 * time.Second
 )
@@ -33,9 +37,10 @@ type nodeProcesses struct {
 	dirs    layout.Dirs
 	program string
 
-	mu   sync.Mutex
-	pool []*waitingProcess
-	want int
+	mu      sync.Mutex
+	pool    []*waitingProcess
+	want    int
+	watched map[int]bool // process ids of nodes whose end somebody waits for
 }
 
 // waitingProcess has been started ahead of need and waits for its configuration.
@@ -46,7 +51,7 @@ type waitingProcess struct {
 }
 
 func newNodeProcesses(dirs layout.Dirs, program string, ahead int) *nodeProcesses {
-	return &nodeProcesses{dirs: dirs, program: program, want: ahead}
+	return &nodeProcesses{dirs: dirs, program: program, want: ahead, watched: map[int]bool{}}
 }
 
 // refill starts processes until enough wait.
@@ -84,7 +89,22 @@ func (n *nodeProcesses) launch() (*waitingProcess, error) {
 		os.Remove(log.Name())
 		return nil, fmt.Errorf("start %s: %w", n.program, err)
 	}
+	yield(cmd.Process.Pid, startNice)
 	return &waitingProcess{cmd, stdin, log.Name()}, nil
+}
+
+// started gives a node's process its ordinary priority: its first container runs.
+func (n *nodeProcesses) started(uid string) {
+	if pid := n.running(uid); pid != 0 {
+		yield(pid, 0)
+	}
+}
+
+// yield sets the niceness of all threads of a process, which is the only one of its process group.
+func yield(pid, nice int) {
+	if err := unix.Setpriority(unix.PRIO_PGRP, pid, nice); err != nil {
+		slog.Warn("set a node process's priority", "pid", pid, "nice", nice, "error", err)
+	}
 }
 
 // dismiss lets the waiting processes go.
@@ -121,7 +141,7 @@ func (n *nodeProcesses) start(cfg nodeconfig.Config, ended func()) error {
 	if err != nil {
 		return err
 	}
-	go n.refill()
+	time.AfterFunc(refillPause, n.refill)
 	uid := string(cfg.PodUID)
 	if err := os.Rename(p.log, n.dirs.NodeLog(uid)); err != nil {
 		slog.Warn("name a node's log", "error", err)
@@ -139,10 +159,46 @@ func (n *nodeProcesses) start(cfg nodeconfig.Config, ended func()) error {
 		_ = p.cmd.Process.Kill()
 		return fmt.Errorf("configure the node process of %s: %w", cfg.NodeName, err)
 	}
+	n.watch(pid, p.cmd.Wait, ended)
+	return nil
+}
+
+// watch calls ended once when the process has ended, for which wait waits. It is false if the process is watched already.
+func (n *nodeProcesses) watch(pid int, wait func() error, ended func()) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.watched[pid] {
+		return false
+	}
+	n.watched[pid] = true
 	go func() {
-		_ = p.cmd.Wait()
+		_ = wait() // how a kubelet ended is in its log
+		n.mu.Lock()
+		delete(n.watched, pid)
+		n.mu.Unlock()
 		ended()
 	}()
+	return true
+}
+
+// adopt watches a node's process that an earlier agent started; ended is called when it ends. One that this agent started
+// or adopted already stays as it is.
+func (n *nodeProcesses) adopt(pid int, ended func()) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("watch node process %d: %w", pid, err)
+	}
+	wait := func() error {
+		defer unix.Close(fd)
+		for {
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1); !errors.Is(err, unix.EINTR) {
+				return err
+			}
+		}
+	}
+	if !n.watch(pid, wait, ended) {
+		return unix.Close(fd)
+	}
 	return nil
 }
 

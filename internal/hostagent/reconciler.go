@@ -2,6 +2,7 @@ package hostagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	internalapi "k8s.io/cri-api/pkg/apis"
@@ -36,11 +38,14 @@ type reconciler struct {
 	cri       internalapi.RuntimeService
 	options   Options
 	net       *network.Host
+	policies  *policies
 	mtu       int
 	issuer    *issuer
 	processes *nodeProcesses
 	journal   *journal
 	wake      func(types.NamespacedName)
+
+	sweeping sync.Mutex
 
 	mu       sync.Mutex
 	kubelets map[string]netip.Addr // pod UID -> address of its kubelet
@@ -54,13 +59,17 @@ const restartPause = 2 * time.Second
 // Reconcile starts or ends one Berth's machine.
 func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	b := &v1alpha1.Berth{}
-	if err := r.client.Get(ctx, req.NamespacedName, b); err != nil {
-		return reconcile.Result{}, client.IgnoreNotFound(err)
+	err := r.client.Get(ctx, req.NamespacedName, b)
+	if apierrors.IsNotFound(err) {
+		return reconcile.Result{}, r.sweep(ctx) // it may have gone without waiting for us
+	}
+	if err != nil {
+		return reconcile.Result{}, fmt.Errorf("get berth %s: %w", req.NamespacedName, err)
 	}
 	if b.Spec.HostName != r.options.HostName {
 		return reconcile.Result{}, nil
 	}
-	if b.DeletionTimestamp != nil {
+	if b.DeletionTimestamp != nil && !controllerutil.ContainsFinalizer(b, v1alpha1.FinalizerPod) {
 		return reconcile.Result{}, r.remove(ctx, b)
 	}
 	before := b.DeepCopy()
@@ -69,7 +78,7 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		conditions.Set(&b.Status.Conditions, v1alpha1.ConditionReady, false, b.Generation, "StartFailed", err.Error())
 	} else {
 		r.journal.apply(b)
-		err = r.limit(b)
+		err = errors.Join(r.limit(b), r.complete(ctx, b))
 	}
 	if !reflect.DeepEqual(before.Status, b.Status) {
 		if perr := r.client.Status().Patch(ctx, b, client.MergeFrom(before)); client.IgnoreNotFound(perr) != nil {
@@ -82,8 +91,9 @@ func (r *reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 // start makes what is missing of the pod's machine.
 func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Result, error) {
 	uid := string(b.Spec.Pod.UID)
-	if r.processes.running(uid) != 0 {
-		return reconcile.Result{}, nil
+	key := client.ObjectKeyFromObject(b)
+	if pid := r.processes.running(uid); pid != 0 {
+		return reconcile.Result{}, r.processes.adopt(pid, func() { r.ended(uid, key) })
 	}
 	if wait := r.pause(uid); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
@@ -110,13 +120,15 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 		if err := podnet.Write(r.options.Dirs.PodNetwork(uid), c); err != nil {
 			return err
 		}
+		if err := r.policies.cover(gctx, b); err != nil {
+			return err
+		}
 		return r.net.AddPod(gctx, podnet.HostLink(uid), b.Spec.IP, kubelet.String())
 	})
 	if err := g.Wait(); err != nil {
 		return reconcile.Result{}, err
 	}
 	conditions.Set(&b.Status.Conditions, v1alpha1.ConditionNetworkReady, true, b.Generation, "Done", "address, firewall and port 10250 of the pod are set up")
-	key := client.ObjectKeyFromObject(b)
 	return reconcile.Result{}, r.processes.start(r.nodeConfig(b, kubelet), func() { r.ended(uid, key) })
 }
 
@@ -133,6 +145,7 @@ func (r *reconciler) limit(b *v1alpha1.Berth) error {
 		return err
 	}
 	r.limited[uid] = true
+	r.processes.started(uid)
 	return nil
 }
 
@@ -189,12 +202,16 @@ func (r *reconciler) clean(ctx context.Context, uid, node, ip string) error {
 	if err := removeCgroup(layout.PodCgroupPath(uid)); err != nil {
 		return err
 	}
+	r.forget(uid)
+	return removeFiles(r.options.Dirs, uid)
+}
+
+func (r *reconciler) forget(uid string) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	delete(r.kubelets, uid)
 	delete(r.failures, uid)
 	delete(r.limited, uid)
-	r.mu.Unlock()
-	return removeFiles(r.options.Dirs, uid)
 }
 
 const kubeletAddressFile = "kubelet-address"
@@ -266,7 +283,7 @@ func (r *reconciler) nodeConfig(b *v1alpha1.Berth, kubelet netip.Addr) nodeconfi
 		RootDir:       root, PodLogsDir: filepath.Join(root, "logs"),
 		Kubeconfig:  filepath.Join(run, kubeconfigFile),
 		ServingCert: filepath.Join(run, servingCertFile), ServingKey: filepath.Join(run, servingKeyFile), ClientCA: o.ClientCA,
-		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), RuntimeHandler: layout.RuntimeHandlerGVisor,
+		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), PrivateImages: o.Dirs.PrivateImages(), RuntimeHandler: layout.RuntimeHandlerGVisor,
 		PortForward: []string{filepath.Join(o.BinDir, "runsc"), "--root=" + filepath.Join(o.Dirs.Run, "runsc", "k8s.io")}, CgroupParent: layout.PodCgroupPath(uid),
 		ClusterDomain: layout.ClusterDomain, ClusterDNS: o.ClusterDNS, ResolvConf: resolvConf(), EventSocket: o.Dirs.AgentSocket(),
 	}

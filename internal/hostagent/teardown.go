@@ -27,6 +27,21 @@ const labelNode = "berth.run/node"
 
 // removeSandboxes stops and removes the node's sandboxes, whatever state they are in.
 func removeSandboxes(ctx context.Context, cri internalapi.RuntimeService, node string) error {
+	return eachSandbox(ctx, cri, node, func(id string) error {
+		if err := cri.StopPodSandbox(ctx, id); err != nil {
+			return fmt.Errorf("stop it: %w", err)
+		}
+		return cri.RemovePodSandbox(ctx, id)
+	})
+}
+
+// stopSandboxes stops the node's sandboxes and all in them; what containerd knows of them stays.
+func stopSandboxes(ctx context.Context, cri internalapi.RuntimeService, node string) error {
+	return eachSandbox(ctx, cri, node, func(id string) error { return cri.StopPodSandbox(ctx, id) })
+}
+
+// eachSandbox does the same with each sandbox of the node, or of all nodes for "".
+func eachSandbox(ctx context.Context, cri internalapi.RuntimeService, node string, do func(id string) error) error {
 	filter := &runtimeapi.PodSandboxFilter{}
 	if node != "" {
 		filter.LabelSelector = map[string]string{labelNode: node}
@@ -39,11 +54,8 @@ func removeSandboxes(ctx context.Context, cri internalapi.RuntimeService, node s
 	g.SetLimit(8)
 	for _, s := range sandboxes {
 		g.Go(func() error {
-			if err := cri.StopPodSandbox(ctx, s.Id); err != nil {
-				return fmt.Errorf("stop sandbox %s of pod %s/%s: %w", s.Id, s.GetMetadata().GetNamespace(), s.GetMetadata().GetName(), err)
-			}
-			if err := cri.RemovePodSandbox(ctx, s.Id); err != nil {
-				return fmt.Errorf("remove sandbox %s of pod %s/%s: %w", s.Id, s.GetMetadata().GetNamespace(), s.GetMetadata().GetName(), err)
+			if err := do(s.Id); err != nil {
+				return fmt.Errorf("end sandbox %s of pod %s/%s: %w", s.Id, s.GetMetadata().GetNamespace(), s.GetMetadata().GetName(), err)
 			}
 			return nil
 		})
@@ -128,6 +140,9 @@ func (r *reconciler) sweepOne(ctx context.Context, uid string) error {
 	if err != nil {
 		c = podnet.Config{}
 	}
+	if err := r.processes.stop(uid); err != nil { // first: it would start its pod again
+		return err
+	}
 	sandboxes, err := r.cri.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"io.kubernetes.pod.uid": uid}})
 	if err != nil {
 		return fmt.Errorf("list sandboxes: %w", err)
@@ -136,9 +151,6 @@ func (r *reconciler) sweepOne(ctx context.Context, uid string) error {
 		if err := removeSandboxes(ctx, r.cri, s.Labels[labelNode]); err != nil {
 			return err
 		}
-	}
-	if err := r.processes.stop(uid); err != nil {
-		return err
 	}
 	if err := podnet.Del(uid); err != nil {
 		return err
@@ -151,6 +163,7 @@ func (r *reconciler) sweepOne(ctx context.Context, uid string) error {
 	if err := removeCgroup(layout.PodCgroupPath(uid)); err != nil {
 		return err
 	}
+	r.forget(uid)
 	return removeFiles(r.options.Dirs, uid)
 }
 

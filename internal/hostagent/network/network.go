@@ -45,6 +45,9 @@ func Up(ctx context.Context, serviceAPI, apiServer string) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the loopback link: %w", err)
 	}
+	if err := routeRanges(); err != nil {
+		return nil, err
+	}
 	local := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: kubelets, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, Table: localTable}
 	if err := netlink.RouteReplace(local); err != nil {
 		return nil, fmt.Errorf("make %s local to this host: %w", layout.KubeletRange, err)
@@ -55,6 +58,28 @@ func Up(ctx context.Context, serviceAPI, apiServer string) (*Host, error) {
 	}
 	h := &Host{nft: nft, serviceAPI: serviceAPI, apiServer: apiServer}
 	return h, h.rules(ctx)
+}
+
+// routeRanges gives the host a way to the addresses of Services and of pods, also where it has no way out, from an address
+// that pods can answer. Rules turn the destination into where it is served before anything is sent there: kube-proxy's a
+// Service into a pod, ours port 10250 of a pod into its kubelet, which answers for `kubectl logs` when the pod's own link is
+// gone with its sandbox. A pod's link has a route of its own, which is more specific.
+func routeRanges() error {
+	link, err := netlink.LinkByName(layout.GatewayLink)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", layout.GatewayLink, err)
+	}
+	for _, cidr := range []string{layout.ServiceCIDR, layout.VPCCIDR} {
+		_, dst, err := net.ParseCIDR(cidr)
+		if err != nil {
+			return err
+		}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Src: net.ParseIP(layout.GatewayIP), Scope: netlink.SCOPE_LINK}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("route %s to %s: %w", cidr, layout.GatewayLink, err)
+		}
+	}
+	return nil
 }
 
 // EnsureGateway makes the link, a bridge without ports, that holds the pods' next hop.
@@ -89,6 +114,7 @@ func (h *Host) rules(ctx context.Context) error {
 	tx.Add(&knftables.Table{Comment: knftables.PtrTo("Berth: networking of pods")})
 	tx.Add(&knftables.Map{Name: kubeletMap, Type: "ipv4_addr : ipv4_addr"})
 	tx.Add(&knftables.Set{Name: podSet, Type: "ifname . ipv4_addr"})
+	tx.Add(&knftables.Set{Name: layout.PublishedSet, Type: layout.PublishedType})
 	chain := func(name string, kind knftables.BaseChainType, hook knftables.BaseChainHook, priority knftables.BaseChainPriority, rules ...string) {
 		tx.Add(&knftables.Chain{Name: name, Type: &kind, Hook: &hook, Priority: &priority})
 		tx.Flush(&knftables.Chain{Name: name})
@@ -114,6 +140,7 @@ func (h *Host) rules(ctx context.Context) error {
 		"ct status dnat tcp dport { 10250, "+fmt.Sprint(layout.APIServerPort)+" } accept",
 		fmt.Sprintf("ip daddr %s tcp dport %d accept", layout.GatewayIP, layout.APIServerPort),
 		fmt.Sprintf("ip daddr %s icmp type echo-request accept", layout.GatewayIP),
+		"ip daddr . tcp dport @"+layout.PublishedSet+" accept",
 		"drop")
 	chain("forward", knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority,
 		fmt.Sprintf("iifname \"%s\" ip daddr 169.254.0.0/16 drop", anyPod))
@@ -179,12 +206,23 @@ func Down(ctx context.Context) error {
 			failed = append(failed, fmt.Errorf("remove the route of %s: %w", layout.KubeletRange, err))
 		}
 	}
-	if nft, err := knftables.New(knftables.IPv4Family, layout.NFTTable); err == nil {
-		tx := nft.NewTransaction()
-		tx.Delete(&knftables.Table{})
-		if err := nft.Run(ctx, tx); err != nil && !knftables.IsNotFound(err) {
-			failed = append(failed, fmt.Errorf("remove nftables table %s: %w", layout.NFTTable, err))
+	for _, table := range []string{layout.NFTTable, layout.ProxyNFTTable} {
+		if err := removeTable(ctx, table); err != nil {
+			failed = append(failed, err)
 		}
 	}
 	return errors.Join(failed...)
+}
+
+func removeTable(ctx context.Context, table string) error {
+	nft, err := knftables.New(knftables.IPv4Family, table)
+	if err != nil {
+		return nil //nolint:nilerr // without nftables there is no table
+	}
+	tx := nft.NewTransaction()
+	tx.Delete(&knftables.Table{})
+	if err := nft.Run(ctx, tx); err != nil && !knftables.IsNotFound(err) {
+		return fmt.Errorf("remove nftables table %s: %w", table, err)
+	}
+	return nil
 }

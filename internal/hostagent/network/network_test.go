@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"sigs.k8s.io/knftables"
 
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/podnet"
@@ -22,6 +24,24 @@ const (
 	// silence is how long a dropped connection attempt is watched.
 	silence = 500 * time.Millisecond
 )
+
+// publish does what a load balancer does: it holds the address, and opens one port of it to pods.
+func publish(t *testing.T, h *Host, addr, port string) {
+	t.Helper()
+	link, err := netlink.LinkByName(layout.GatewayLink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, err := netlink.ParseAddr(addr + "/32")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx := h.nft.NewTransaction()
+	tx.Add(&knftables.Element{Set: layout.PublishedSet, Key: []string{addr, port}})
+	if err := errors.Join(netlink.AddrAdd(link, full), h.nft.Run(t.Context(), tx)); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // TestRules sets a host and a pod up in network namespaces of their own, with real nftables and real connections.
 func TestRules(t *testing.T) {
@@ -45,6 +65,9 @@ func TestRules(t *testing.T) {
 	listen(t, fmt.Sprintf("%s:%d", layout.GatewayIP, layout.APIServerPort))
 	listen(t, layout.GatewayIP+":23447") // a port of the host's own
 	listen(t, kubelet+":10250")
+	publish(t, h, "10.90.96.4", "80")
+	listen(t, "10.90.96.4:80")
+	listen(t, "10.90.96.4:81")
 
 	check := func(what, from, to string, want bool) {
 		t.Helper()
@@ -56,6 +79,8 @@ func TestRules(t *testing.T) {
 	enter(t, podNS)
 	check("the pod reaches the API server", podIP, fmt.Sprintf("%s:%d", layout.GatewayIP, layout.APIServerPort), true)
 	check("Service kubernetes leads to the API server", podIP, "10.96.0.1:443", true)
+	check("a load balancer's port", podIP, "10.90.96.4:80", true)
+	check("another port of a load balancer's address", podIP, "10.90.96.4:81", false)
 	check("the pod reaches no other port of the host", podIP, layout.GatewayIP+":23447", false)
 	check("a foreign source address is dropped", foreign, fmt.Sprintf("%s:%d", layout.GatewayIP, layout.APIServerPort), false)
 
