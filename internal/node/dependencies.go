@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	remote "k8s.io/cri-client/pkg"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kubelet/app"
@@ -85,6 +86,22 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd's images at %s: %w", cfg.CRIEndpoint, err)
 	}
+	recorder := newRecorder(ctx, api.kube, cfg.NodeName, report)
+	runtime := newRuntimeService(runtimeService, cfg, report)
+	go func() {
+		pod, err := findPod(ctx, api.kube, cfg)
+		if err == nil && (pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed) {
+			return // it needs no sandbox any more
+		}
+		if err == nil {
+			var config *runtimeapi.PodSandboxConfig
+			if config, err = sandboxConfig(ctx, pod, cfg, &s.KubeletConfiguration); err == nil {
+				runtime.startEarly(ctx, config)
+				return
+			}
+		}
+		logger.Info("the sandbox is left to the kubelet", "reason", err)
+	}()
 	plugins, err := app.ProbeVolumePlugins(ctx, utilfeature.DefaultFeatureGate)
 	if err != nil {
 		return nil, fmt.Errorf("load volume plugins: %w", err)
@@ -99,7 +116,6 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 	if err != nil {
 		return nil, fmt.Errorf("read the kubelet's serving certificate: %w", err)
 	}
-	recorder := newRecorder(ctx, api.kube, cfg.NodeName)
 	latency := kubeletutil.NewPodStartupLatencyTracker()
 	mounter := mount.New("")
 	health, err := newHealthChecker(logger)
@@ -114,8 +130,8 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 		EventClient:               api.kube.CoreV1(),
 		Recorder:                  recorder,
 		PodConfig:                 podSource(ctx, logger, api.kube, nodeName, recorder, latency),
-		RemoteRuntimeService:      newRuntimeService(runtimeService, cfg, report),
-		RemoteImageService:        newImageService(imageService, report),
+		RemoteRuntimeService:      runtime,
+		RemoteImageService:        newImageService(newPrivateImages(imageService, cfg.PrivateImages), report),
 		CAdvisorInterface:         newMachine(cfg),
 		ContainerManager:          newContainerManager(cfg, gate),
 		HealthChecker:             health,
@@ -140,8 +156,8 @@ func podSource(ctx context.Context, logger klog.Logger, client kubernetes.Interf
 	return pods
 }
 
-func newRecorder(ctx context.Context, client kubernetes.Interface, nodeName string) record.EventRecorderLogger {
+func newRecorder(ctx context.Context, client kubernetes.Interface, nodeName string, report *reporter) record.EventRecorderLogger {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
-	broadcaster.StartRecordingToSink(&v1core.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	return broadcaster.NewRecorder(legacyscheme.Scheme, v1.EventSource{Component: server.ComponentKubelet, Host: nodeName})
+	broadcaster.StartRecordingToSink(newHeldSink(&v1core.EventSinkImpl{Interface: client.CoreV1().Events("")}, report.started))
+	return recorder{broadcaster.NewRecorder(legacyscheme.Scheme, v1.EventSource{Component: server.ComponentKubelet, Host: nodeName})}
 }

@@ -107,7 +107,7 @@ func construct(ctx context.Context, cfg nodeconfig.Config, s *options.KubeletSer
 
 // settings are the kubelet's flags and configuration for a node of one pod.
 func settings(cfg nodeconfig.Config) (*options.KubeletServer, error) {
-	for _, dir := range []string{cfg.RootDir, cfg.PodLogsDir} {
+	for _, dir := range []string{cfg.RootDir, cfg.PodLogsDir, cfg.PrivateImages} {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return nil, fmt.Errorf("make the kubelet's directory: %w", err)
 		}
@@ -116,7 +116,7 @@ func settings(cfg nodeconfig.Config) (*options.KubeletServer, error) {
 	f.RootDirectory = cfg.RootDir
 	f.CertDirectory = filepath.Join(cfg.RootDir, "pki")
 	f.HostnameOverride = cfg.Hostname
-	f.NodeLabels = with(cfg.Labels, v1.LabelHostname, cfg.Hostname)
+	f.NodeLabels = merge(cfg.Labels, map[string]string{v1.LabelHostname: cfg.Hostname})
 	c, err := options.NewKubeletConfiguration()
 	if err != nil {
 		return nil, fmt.Errorf("make the default kubelet configuration: %w", err)

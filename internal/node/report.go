@@ -18,19 +18,27 @@ type reporter struct {
 	cfg  nodeconfig.Config
 	mu   sync.Mutex
 	sent map[nodeconfig.Stage]bool
+	// started is closed when the first container runs.
+	started chan struct{}
 }
 
 func newReporter(cfg nodeconfig.Config) *reporter {
-	return &reporter{cfg: cfg, sent: map[nodeconfig.Stage]bool{}}
+	return &reporter{cfg: cfg, sent: map[nodeconfig.Stage]bool{}, started: make(chan struct{})}
 }
 
 func (r *reporter) send(stage nodeconfig.Stage, message string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.sent[stage] || r.cfg.EventSocket == "" {
+	if r.sent[stage] {
 		return
 	}
 	r.sent[stage] = true
+	if stage == nodeconfig.StageContainerStarted {
+		close(r.started)
+	}
+	if r.cfg.EventSocket == "" {
+		return
+	}
 	datagram, err := json.Marshal(nodeconfig.Event{PodUID: r.cfg.PodUID, Stage: stage, Time: time.Now(), Message: message})
 	if err != nil {
 		slog.Error("encode event", "error", err)

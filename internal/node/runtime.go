@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"maps"
+	"strconv"
 
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,39 +23,46 @@ type runtimeService struct {
 	// quotaMilli is the CPU that the pod's cgroup allows, in thousandths of a core.
 	quotaMilli int64
 	forward    *forwarder
+	early      *earlySandbox
+	lists      *lists
 }
 
-func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, report *reporter) internalapi.RuntimeService {
-	return &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{command: cfg.PortForward}}
+func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, report *reporter) *runtimeService {
+	out := &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{command: cfg.PortForward}}
+	out.lists = &lists{service: s, mine: out.mine(nil)}
+	out.early = newEarlySandbox(s, cfg, out.prepare)
+	return out
+}
+
+// startEarly starts the sandbox of a pod that the kubelet does not know yet.
+func (s *runtimeService) startEarly(ctx context.Context, config *runtimeapi.PodSandboxConfig) {
+	s.early.start(ctx, config, func() (int, error) {
+		list, err := s.RuntimeService.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: s.mine(nil)})
+		return len(list), err
+	})
 }
 
 func (s *runtimeService) mine(selector map[string]string) map[string]string {
-	return with(selector, LabelNode, s.cfg.NodeName)
+	return merge(selector, map[string]string{LabelNode: s.cfg.NodeName})
 }
 
-func with(m map[string]string, key, value string) map[string]string {
-	out := make(map[string]string, len(m)+1)
-	for k, v := range m {
-		out[k] = v
-	}
-	out[key] = value
+// merge is a and b together; b wins.
+func merge(a, b map[string]string) map[string]string {
+	out := make(map[string]string, len(a)+len(b))
+	maps.Copy(out, a)
+	maps.Copy(out, b)
 	return out
 }
 
 func (s *runtimeService) ListPodSandbox(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
-	f := &runtimeapi.PodSandboxFilter{Id: filter.GetId(), State: filter.GetState(), LabelSelector: s.mine(filter.GetLabelSelector())}
-	if filter == nil || filter.State == nil {
-		f.State = nil
+	if s.early.hidden() {
+		return nil, nil
 	}
-	return s.RuntimeService.ListPodSandbox(ctx, f)
+	return s.lists.listSandboxes(ctx, filter)
 }
 
 func (s *runtimeService) ListContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
-	f := &runtimeapi.ContainerFilter{Id: filter.GetId(), PodSandboxId: filter.GetPodSandboxId(), LabelSelector: s.mine(filter.GetLabelSelector())}
-	if filter != nil {
-		f.State = filter.State
-	}
-	return s.RuntimeService.ListContainers(ctx, f)
+	return s.lists.listContainers(ctx, filter)
 }
 
 func (s *runtimeService) ListContainerStats(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
@@ -96,49 +105,114 @@ func (s *runtimeService) GetContainerEvents(ctx context.Context, out chan *runti
 	go func() {
 		defer close(done)
 		for event := range all {
-			if event.GetPodSandboxStatus().GetMetadata().GetUid() == string(s.cfg.PodUID) {
+			if event.GetPodSandboxStatus().GetMetadata().GetUid() != string(s.cfg.PodUID) {
+				continue
+			}
+			s.lists.changed()
+			if !s.early.hidden() {
 				out <- event
 			}
 		}
 	}()
-	err := s.RuntimeService.GetContainerEvents(ctx, all, connected)
+	open := false
+	err := s.RuntimeService.GetContainerEvents(ctx, all, func(client runtimeapi.RuntimeService_GetContainerEventsClient) {
+		open = true
+		s.lists.streaming(+1)
+		if connected != nil {
+			connected(client)
+		}
+	})
+	if open {
+		s.lists.streaming(-1)
+	}
 	close(all)
 	<-done
 	return err
 }
 
 func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	if handler == "" {
+		handler = s.cfg.RuntimeHandler
+	}
+	id := s.early.take(ctx, config, handler)
+	if id == "" {
+		s.prepare(config)
+		var err error
+		if id, err = s.RuntimeService.RunPodSandbox(ctx, config, handler); err != nil {
+			return "", err
+		}
+	}
+	s.lists.changed()
+	s.report.send(nodeconfig.StageSandboxStarted, id)
+	return id, nil
+}
+
+// prepare marks a sandbox as this node's and puts it into the pod's cgroup.
+func (s *runtimeService) prepare(config *runtimeapi.PodSandboxConfig) {
 	config.Labels = s.mine(config.Labels)
 	if config.Linux == nil {
 		config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
 	}
 	config.Linux.CgroupParent = s.cfg.CgroupParent
 	s.clamp(config.Linux.Resources)
-	if handler == "" {
-		handler = s.cfg.RuntimeHandler
+	config.Annotations = merge(config.Annotations, s.size())
+}
+
+// Annotations by which the shim learns the pod's size, so that the pod sees its own machine and not the host
+// (build/gvisor/cmd/containerd-shim-runsc-v1/size.go): memory and disk in bytes, CPU in thousandths of a core.
+const (
+	annotationMemory = "berth.run/size-memory"
+	annotationDisk   = "berth.run/size-ephemeral-storage"
+	annotationCPU    = "berth.run/size-cpu-milli"
+)
+
+func (s *runtimeService) size() map[string]string {
+	c := s.cfg.Capacity
+	return map[string]string{
+		annotationMemory: strconv.FormatInt(c.Memory().Value(), 10),
+		annotationDisk:   strconv.FormatInt(c.StorageEphemeral().Value(), 10),
+		annotationCPU:    strconv.FormatInt(c.Cpu().MilliValue(), 10),
 	}
-	id, err := s.RuntimeService.RunPodSandbox(ctx, config, handler)
-	if err == nil {
-		s.report.send(nodeconfig.StageSandboxStarted, id)
-	}
-	return id, err
 }
 
 func (s *runtimeService) CreateContainer(ctx context.Context, sandbox string, config *runtimeapi.ContainerConfig, sandboxConfig *runtimeapi.PodSandboxConfig) (string, error) {
 	config.Labels = s.mine(config.Labels)
 	s.clamp(config.GetLinux().GetResources())
-	if sandboxConfig.GetLinux() != nil {
-		sandboxConfig.Linux.CgroupParent = s.cfg.CgroupParent
+	if sandboxConfig != nil {
+		s.prepare(sandboxConfig) // containerd reads it from here, not from what it was told for the sandbox
 	}
+	defer s.lists.changed()
 	return s.RuntimeService.CreateContainer(ctx, sandbox, config, sandboxConfig)
 }
 
 func (s *runtimeService) StartContainer(ctx context.Context, id string) error {
+	defer s.lists.changed()
 	if err := s.RuntimeService.StartContainer(ctx, id); err != nil {
 		return err
 	}
 	s.report.send(nodeconfig.StageContainerStarted, id)
 	return nil
+}
+
+// StopPodSandbox and the three that follow are containerd's; what is remembered is old after them.
+func (s *runtimeService) StopPodSandbox(ctx context.Context, id string) error {
+	defer s.lists.changed()
+	return s.RuntimeService.StopPodSandbox(ctx, id)
+}
+
+func (s *runtimeService) RemovePodSandbox(ctx context.Context, id string) error {
+	defer s.lists.changed()
+	return s.RuntimeService.RemovePodSandbox(ctx, id)
+}
+
+func (s *runtimeService) StopContainer(ctx context.Context, id string, timeout int64) error {
+	defer s.lists.changed()
+	return s.RuntimeService.StopContainer(ctx, id, timeout)
+}
+
+func (s *runtimeService) RemoveContainer(ctx context.Context, id string) error {
+	defer s.lists.changed()
+	return s.RuntimeService.RemoveContainer(ctx, id)
 }
 
 func (s *runtimeService) UpdateContainerResources(ctx context.Context, id string, resources *runtimeapi.ContainerResources) error {

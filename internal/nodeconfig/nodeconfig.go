@@ -44,6 +44,8 @@ type Config struct {
 
 	// CRIEndpoint of containerd, such as unix:///run/berth/containerd.sock.
 	CRIEndpoint string `json:"criEndpoint"`
+	// PrivateImages is a directory that the host's nodes share: in it they note whose images ask for credentials.
+	PrivateImages string `json:"privateImages"`
 	// RuntimeHandler that every sandbox of this node gets.
 	RuntimeHandler string `json:"runtimeHandler"`
 	// PortForward, if set, is runsc and its global flags, by which `kubectl port-forward` reaches ports inside a gVisor sandbox.

@@ -51,7 +51,7 @@ func start(t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, need := range []string{"containerd", "ctr", "containerd-shim-runsc-v1", "runsc", "registry", "images/nginx.tar", "images/pause.tar"} {
+	for _, need := range []string{"containerd", "ctr", "containerd-shim-runsc-v1", "containerd-shim-runsc-start", "runsc", "registry", "images/nginx.tar", "images/pause.tar"} {
 		if _, err := os.Stat(filepath.Join(built, need)); err != nil {
 			t.Fatalf("bin/%s is missing: run make build images first", need)
 		}

@@ -39,7 +39,7 @@ func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 		"cni/10-berth.conflist": fmt.Sprintf(cniConfig, dirs.Run),
 		"containerd.toml": fmt.Sprintf(containerdConfig, dirs.Containerd(), dirs.ContainerdState(), dirs.ContainerdSocket(),
 			PauseImage, HostsDir(dirs), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
-			filepath.Join(binDir, "containerd-shim-runsc-v1"), filepath.Join(conf, "runsc.toml"), binDir, filepath.Join(conf, "cni")),
+			filepath.Join(binDir, "containerd-shim-runsc-start"), filepath.Join(conf, "runsc.toml"), binDir, filepath.Join(conf, "cni")),
 	}
 	for name, content := range files {
 		if err := write(filepath.Join(conf, name), content); err != nil {
@@ -135,11 +135,15 @@ disabled_plugins = [
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
   max_container_log_line_size = 16384
+  # containerd's own rate of CPU use: once a second, its default, is most of an idle pod's cost.
+  stats_collect_period = "10s"
   [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = %q
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.%s]
       runtime_type = "io.containerd.runsc.v1"
       runtime_path = %q
+      # The pod's size, for the shim.
+      pod_annotations = ["berth.run/size-*"]
       [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.gvisor.options]
         TypeUrl = "io.containerd.runsc.v1.options"
         ConfigPath = %q

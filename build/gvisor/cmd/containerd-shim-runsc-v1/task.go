@@ -55,6 +55,7 @@ func init() {
 			if err != nil {
 				return nil, err
 			}
+			installDirect()
 			return taskService{service.(task.TaskService)}, nil
 		},
 	})

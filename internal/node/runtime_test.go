@@ -1,0 +1,152 @@
+package node
+
+import (
+	"context"
+	"slices"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	fake "k8s.io/cri-api/pkg/apis/testing"
+
+	"github.com/berth-run/berth/internal/nodeconfig"
+)
+
+// counting is containerd's place: it counts the questions that reach it.
+type counting struct {
+	*fake.FakeRuntimeService
+	lists, runs, removals int
+}
+
+func (c *counting) ListPodSandbox(ctx context.Context, f *cri.PodSandboxFilter) ([]*cri.PodSandbox, error) {
+	c.lists++
+	return c.FakeRuntimeService.ListPodSandbox(ctx, f)
+}
+
+func (c *counting) RunPodSandbox(ctx context.Context, config *cri.PodSandboxConfig, handler string) (string, error) {
+	c.runs++
+	return c.FakeRuntimeService.RunPodSandbox(ctx, config, handler)
+}
+
+func (c *counting) RemovePodSandbox(ctx context.Context, id string) error {
+	c.removals++
+	return c.FakeRuntimeService.RemovePodSandbox(ctx, id)
+}
+
+func newTestRuntime(t *testing.T) (*runtimeService, *counting) {
+	t.Helper()
+	c := &counting{FakeRuntimeService: fake.NewFakeRuntimeService()}
+	cfg := nodeconfig.Config{NodeName: "node", PodUID: "uid", RuntimeHandler: "gvisor", CgroupParent: "/berth/uid",
+		Capacity: v1.ResourceList{v1.ResourceCPU: resource.MustParse("250m")}}
+	return newRuntimeService(c, cfg, newReporter(cfg)), c
+}
+
+func sandbox(t *testing.T, labels map[string]string) *cri.PodSandboxConfig {
+	t.Helper()
+	return &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "uid"}, LogDirectory: t.TempDir(),
+		Labels: labels, Annotations: map[string]string{}, Linux: &cri.LinuxPodSandboxConfig{}}
+}
+
+// TestEarlySandbox: the kubelet gets the sandbox that was started early only if it asks for exactly that.
+func TestEarlySandbox(t *testing.T) {
+	for name, tc := range map[string]struct {
+		asked                    func(*cri.PodSandboxConfig)
+		handler                  string
+		wantRuns, wantRemovals   int
+		existing, kubeletIsFirst bool
+	}{
+		"the same":                             {wantRuns: 1},
+		"the same, seen by the kubelet":        {asked: func(c *cri.PodSandboxConfig) { c.Annotations["kubernetes.io/config.seen"] = "now" }, wantRuns: 1},
+		"another host name":                    {asked: func(c *cri.PodSandboxConfig) { c.Hostname = "x" }, wantRuns: 2, wantRemovals: 1},
+		"a second attempt":                     {asked: func(c *cri.PodSandboxConfig) { c.Metadata.Attempt = 1 }, wantRuns: 2, wantRemovals: 1},
+		"another handler":                      {handler: "other", wantRuns: 2, wantRemovals: 1},
+		"a sandbox from before a restart":      {existing: true, wantRuns: 2},
+		"the kubelet asks before it was begun": {kubeletIsFirst: true, wantRuns: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			s, c := newTestRuntime(t)
+			early := sandbox(t, map[string]string{"a": "b"})
+			asked := &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "uid"}, LogDirectory: early.LogDirectory,
+				Labels: map[string]string{"a": "b"}, Annotations: map[string]string{}, Linux: &cri.LinuxPodSandboxConfig{}}
+			if tc.asked != nil {
+				tc.asked(asked)
+			}
+			if tc.existing {
+				before := sandbox(t, nil)
+				s.prepare(before)
+				before.Metadata.Attempt = 7
+				if _, err := c.RunPodSandbox(ctx, before, "gvisor"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !tc.kubeletIsFirst {
+				s.startEarly(ctx, early)
+				if seen, err := s.ListPodSandbox(ctx, nil); err != nil || len(seen) > 0 != tc.existing {
+					t.Errorf("before the kubelet asked it sees %v, %v", seen, err)
+				}
+			}
+			if _, err := s.RunPodSandbox(ctx, asked, tc.handler); err != nil {
+				t.Fatal(err)
+			}
+			if tc.kubeletIsFirst {
+				s.startEarly(ctx, early)
+			}
+			if c.runs != tc.wantRuns || c.removals != tc.wantRemovals {
+				t.Errorf("%d sandboxes started and %d removed, want %d and %d", c.runs, c.removals, tc.wantRuns, tc.wantRemovals)
+			}
+			seen, err := s.ListPodSandbox(ctx, nil)
+			if err != nil || !slices.ContainsFunc(seen, func(p *cri.PodSandbox) bool { return p.Metadata.Attempt == asked.Metadata.Attempt }) {
+				t.Errorf("the kubelet's sandbox is not listed: %v, %v", seen, err)
+			}
+		})
+	}
+}
+
+// TestLists: answers are given again only while a stream of events is open and nothing happened.
+func TestLists(t *testing.T) {
+	ctx := t.Context()
+	s, c := newTestRuntime(t)
+	list := func() int {
+		t.Helper()
+		before := c.lists
+		if _, err := s.ListPodSandbox(ctx, &cri.PodSandboxFilter{}); err != nil {
+			t.Fatal(err)
+		}
+		return c.lists - before
+	}
+	if list() != 1 || list() != 1 {
+		t.Error("without events an answer was remembered")
+	}
+	s.lists.streaming(+1)
+	if list() != 1 || list() != 0 {
+		t.Error("with events the second question reached containerd")
+	}
+	id, err := s.RunPodSandbox(ctx, sandbox(t, map[string]string{"app": "web"}), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list() != 1 || list() != 0 {
+		t.Error("a new sandbox did not change the answer once")
+	}
+	for _, tc := range []struct {
+		filter *cri.PodSandboxFilter
+		want   int
+	}{
+		{nil, 1},
+		{&cri.PodSandboxFilter{State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY}}, 1},
+		{&cri.PodSandboxFilter{State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_NOTREADY}}, 0},
+		{&cri.PodSandboxFilter{LabelSelector: map[string]string{"app": "web"}}, 1},
+		{&cri.PodSandboxFilter{LabelSelector: map[string]string{"app": "db"}}, 0},
+		{&cri.PodSandboxFilter{Id: id}, 1},
+	} {
+		if got, err := s.ListPodSandbox(ctx, tc.filter); err != nil || len(got) != tc.want {
+			t.Errorf("%v: %d sandboxes, %v; want %d", tc.filter, len(got), err, tc.want)
+		}
+	}
+	s.lists.streaming(-1)
+	if list() != 1 || list() != 1 {
+		t.Error("after the stream ended an answer was remembered")
+	}
+}
