@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -103,6 +104,9 @@ func kubeconfig(dirs layout.Dirs) *cobra.Command {
 	return &cobra.Command{Use: "kubeconfig", Short: "Print the cluster's kubeconfig", Args: cobra.NoArgs, Example: "  berth kubeconfig > ~/.kube/config",
 		RunE: func(c *cobra.Command, _ []string) error {
 			data, err := os.ReadFile(dirs.AdminKubeconfig())
+			if errors.Is(err, os.ErrPermission) {
+				return errors.New("only root may read the cluster's kubeconfig: run it with sudo")
+			}
 			if err != nil {
 				return fmt.Errorf("there is no cluster yet (berth up makes one): %w", err)
 			}

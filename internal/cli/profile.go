@@ -3,27 +3,28 @@ package cli
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/cli-runtime/pkg/printers"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/localcluster"
+	rules "github.com/berth-run/berth/internal/profile"
 )
 
 const (
@@ -38,13 +39,16 @@ func connect(dirs layout.Dirs, cluster string) (client.Client, error) {
 	if cluster != layout.DefaultCluster {
 		return nil, fmt.Errorf("No cluster found for name: %s.", cluster) //nolint:staticcheck // the text is that of EKS
 	}
+	if _, err := localcluster.GetStatus(context.Background(), dirs); err != nil {
+		return nil, err // better than what a client says that reaches nobody
+	}
 	c, _, err := localcluster.Client(dirs.AdminKubeconfig())
 	return c, err
 }
 
 func create(dirs layout.Dirs) *cobra.Command {
 	parent := &cobra.Command{Use: "create", Short: "Create a Fargate profile"}
-	var cluster, name, namespace, isolation string
+	var cluster, name, namespace, isolation, sizing, token string
 	var labels, tags map[string]string
 	var subnets []string
 	c := &cobra.Command{Use: "fargateprofile", Aliases: profileNouns, Args: cobra.NoArgs, Short: "Create a Fargate profile: which pods run on Berth",
@@ -52,7 +56,7 @@ func create(dirs layout.Dirs) *cobra.Command {
   berth create fargateprofile --namespace 'prod-*' --isolation gvisor`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if name == "" {
-				name = "fp-" + randomHex()
+				name = generatedName(token)
 			}
 			if strings.HasPrefix(name, eks.ReservedProfilePrefix) {
 				return fmt.Errorf("invalid Fargate profile %q: name should NOT start with %q", name, eks.ReservedProfilePrefix)
@@ -61,8 +65,11 @@ func create(dirs layout.Dirs) *cobra.Command {
 				return fmt.Errorf("invalid Fargate profile %q: invalid profile selector at index #0: empty namespace (--namespace)", name)
 			}
 			p := &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.FargateProfileSpec{
-				Subnets: subnets, Tags: tags, Isolation: v1alpha1.Isolation(isolation),
+				Subnets: subnets, Tags: tags, Isolation: v1alpha1.Isolation(isolation), Sizing: v1alpha1.Sizing(sizing),
 				Selectors: []v1alpha1.Selector{{Namespace: namespace, Labels: labels}}}}
+			if token != "" {
+				p.Annotations = map[string]string{v1alpha1.AnnotationClientRequestToken: token}
+			}
 			return createProfile(c.Context(), dirs, cluster, p, c.OutOrStdout())
 		}}
 	f := c.Flags()
@@ -72,15 +79,22 @@ func create(dirs layout.Dirs) *cobra.Command {
 	f.StringToStringVarP(&labels, "labels", "l", nil, "labels that the pods must have, key=value,...")
 	f.StringToStringVarP(&tags, "tags", "t", nil, "tags of the profile, key=value,...")
 	f.StringSliceVar(&subnets, "subnets", nil, "private subnets (default: all of the cluster)")
+	f.StringVar(&token, "client-request-token", "", "a text of your own that names this request: repeated with the same token, it creates nothing more and succeeds")
+	f.StringVar(&sizing, "sizing", string(v1alpha1.SizingTable), "table (the sizes of EKS) or exact (what the pod requests)")
 	f.StringVar(&isolation, "isolation", string(v1alpha1.IsolationAuto), "auto, microvm or gvisor")
 	parent.AddCommand(c)
 	return parent
 }
 
-func randomHex() string {
+// generatedName is a name such as eksctl makes, fp-9bfc77ad; the same for the same token.
+func generatedName(token string) string {
 	b := make([]byte, 4)
 	_, _ = rand.Read(b) // never fails
-	return hex.EncodeToString(b)
+	if token != "" {
+		sum := sha256.Sum256([]byte(token))
+		b = sum[:4]
+	}
+	return "fp-" + hex.EncodeToString(b)
 }
 
 func createProfile(ctx context.Context, dirs layout.Dirs, cluster string, p *v1alpha1.FargateProfile, out io.Writer) error {
@@ -88,30 +102,112 @@ func createProfile(ctx context.Context, dirs layout.Dirs, cluster string, p *v1a
 	if err != nil {
 		return err
 	}
-	if err := c.Create(ctx, p); apierrors.IsAlreadyExists(err) {
-		return errors.New("A Fargate Profile already exists with this name in this cluster.") //nolint:staticcheck // the text is that of EKS
-	} else if err != nil {
+	if err := submitProfile(ctx, c, cluster, p); err != nil {
+		return err
+	}
+	return awaitActive(ctx, c, cluster, p, out)
+}
+
+// submitProfile creates the profile, unless the same request has created it before.
+func submitProfile(ctx context.Context, c client.Client, cluster string, p *v1alpha1.FargateProfile) error {
+	var list v1alpha1.FargateProfileList
+	if err := c.List(ctx, &list); err != nil {
+		return fmt.Errorf("list Fargate profiles: %w", err)
+	}
+	if existing := find(list.Items, p.Name); existing != nil && existing.DeletionTimestamp != nil {
+		return errors.New(rules.MessageCannotCreate(p.Name, cluster, existing))
+	} else if existing != nil {
+		return repeated(existing, p)
+	}
+	if ahead := rules.Busy(p.Name, list.Items); ahead != nil {
+		return errors.New(rules.MessageCannotCreate(p.Name, cluster, ahead))
+	}
+	want := p.DeepCopy()
+	err := c.Create(ctx, p)
+	if apierrors.IsAlreadyExists(err) {
+		if err := c.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil {
+			return fmt.Errorf("get Fargate profile %q: %w", p.Name, err)
+		}
+		return repeated(p, want)
+	}
+	if err != nil {
 		return fmt.Errorf("create Fargate profile %q: %w", p.Name, err)
 	}
-	err = wait.PollUntilContextTimeout(ctx, profilePoll, profileWait, true, func(ctx context.Context) (bool, error) {
+	return nil
+}
+
+func find(profiles []v1alpha1.FargateProfile, name string) *v1alpha1.FargateProfile {
+	for i := range profiles {
+		if profiles[i].Name == name {
+			return &profiles[i]
+		}
+	}
+	return nil
+}
+
+// repeated is nil if the profile that exists was created by the same request: same token, same parameters.
+func repeated(existing, asked *v1alpha1.FargateProfile) error {
+	token := asked.Annotations[v1alpha1.AnnotationClientRequestToken]
+	if token == "" || existing.Annotations[v1alpha1.AnnotationClientRequestToken] != token {
+		return errors.New("A Fargate Profile already exists with this name in this cluster.") //nolint:staticcheck // the text is that of EKS
+	}
+	if !equality.Semantic.DeepEqual(existing.Spec, asked.Spec) {
+		return fmt.Errorf("client request token %q was used before, for profile %s with other parameters; use another token", token, existing.Name)
+	}
+	return nil
+}
+
+func awaitActive(ctx context.Context, c client.Client, cluster string, p *v1alpha1.FargateProfile, out io.Writer) error {
+	err := wait.PollUntilContextTimeout(ctx, profilePoll, profileWait, true, func(ctx context.Context) (bool, error) {
 		if err := c.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil {
 			return false, err
 		}
 		if p.Status.Status == v1alpha1.ProfileCreateFailed {
-			ready := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady)
-			return false, errors.New(ready.Message)
+			return false, errors.New(whyNotReady(p))
 		}
 		return p.Status.Status == v1alpha1.ProfileActive, nil
 	})
 	if err == nil {
 		fmt.Fprintf(out, "created Fargate profile %q on cluster %q: it is ACTIVE\n", p.Name, cluster)
-		return nil
+		return warnIsolation(ctx, c, p, out)
 	}
 	if p.Status.Status == v1alpha1.ProfileCreateFailed {
 		// Nothing useful came of it: leave the name free for the corrected command.
-		return errors.Join(err, client.IgnoreNotFound(c.Delete(ctx, p)))
+		return errors.Join(err, client.IgnoreNotFound(c.Delete(ctx, p)), awaitGone(ctx, c, p))
 	}
-	return fmt.Errorf("wait for Fargate profile %q to be ACTIVE: %w", p.Name, err)
+	return fmt.Errorf("wait for Fargate profile %q to be ACTIVE (%s): %w", p.Name, whyNotReady(p), err)
+}
+
+// warnIsolation says so if no host can run the isolation that the profile asks for.
+func warnIsolation(ctx context.Context, c client.Client, p *v1alpha1.FargateProfile, out io.Writer) error {
+	var hosts v1alpha1.HostList
+	if err := c.List(ctx, &hosts); err != nil {
+		return fmt.Errorf("list hosts: %w", err)
+	}
+	asked := p.Spec.Isolation
+	able := slices.ContainsFunc(hosts.Items, func(h v1alpha1.Host) bool { return slices.Contains(h.Status.Isolations, asked) })
+	if !able && asked != v1alpha1.IsolationAuto {
+		fmt.Fprintf(out, "warning: no host runs isolation %s (kubectl get hosts): the profile's pods will wait for one\n", asked)
+	}
+	return nil
+}
+
+func whyNotReady(p *v1alpha1.FargateProfile) string {
+	if ready := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); ready != nil {
+		return ready.Message
+	}
+	return "berth-controller has not looked at it yet; `berth status` tells whether it runs"
+}
+
+func awaitGone(ctx context.Context, c client.Client, p *v1alpha1.FargateProfile) error {
+	err := wait.PollUntilContextTimeout(ctx, profilePoll, profileWait, true, func(ctx context.Context) (bool, error) {
+		err := c.Get(ctx, client.ObjectKeyFromObject(p), p)
+		return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
+	})
+	if err != nil {
+		return fmt.Errorf("wait for Fargate profile %q to go (%s): %w", p.Name, whyNotReady(p), err)
+	}
+	return nil
 }
 
 func get(dirs layout.Dirs) *cobra.Command {
@@ -127,7 +223,7 @@ func get(dirs layout.Dirs) *cobra.Command {
 			if output == "table" {
 				return printProfiles(c.OutOrStdout(), profiles)
 			}
-			return encode(c.OutOrStdout(), output, profiles)
+			return encode(c.OutOrStdout(), output, eksctlProfiles(profiles))
 		}}
 	c.Flags().StringVar(&cluster, "cluster", layout.DefaultCluster, "name of the cluster")
 	c.Flags().StringVar(&name, "name", "", "name of a profile (default: all)")
@@ -159,35 +255,6 @@ func notFound(name string) error {
 	return fmt.Errorf("No Fargate Profile found with name: %s.", name) //nolint:staticcheck // the text is that of EKS
 }
 
-// printProfiles prints eksctl's columns, a line for each selector.
-func printProfiles(out io.Writer, profiles []v1alpha1.FargateProfile) error {
-	w := printers.GetNewTabWriter(out)
-	fmt.Fprintln(w, "NAME\tSELECTOR_NAMESPACE\tSELECTOR_LABELS\tPOD_EXECUTION_ROLE_ARN\tSUBNETS\tTAGS\tSTATUS")
-	for _, p := range profiles {
-		for _, s := range p.Spec.Selectors {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, s.Namespace, pairs(s.Labels), none(p.Spec.PodExecutionRoleArn),
-				none(strings.Join(p.Status.Subnets, ",")), pairs(p.Spec.Tags), p.Status.Status)
-		}
-	}
-	return w.Flush()
-}
-
-func pairs(m map[string]string) string {
-	var out []string
-	for k, v := range m {
-		out = append(out, k+"="+v)
-	}
-	sort.Strings(out)
-	return none(strings.Join(out, ","))
-}
-
-func none(s string) string {
-	if s == "" {
-		return "<none>"
-	}
-	return s
-}
-
 func remove(dirs layout.Dirs) *cobra.Command {
 	parent := &cobra.Command{Use: "delete", Short: "Delete a Fargate profile"}
 	var cluster, name string
@@ -212,20 +279,28 @@ func deleteProfile(ctx context.Context, dirs layout.Dirs, cluster, name string, 
 	if err != nil {
 		return err
 	}
-	p := &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	if err := c.Delete(ctx, p); apierrors.IsNotFound(err) {
+	var list v1alpha1.FargateProfileList
+	if err := c.List(ctx, &list); err != nil {
+		return fmt.Errorf("list Fargate profiles: %w", err)
+	}
+	p := find(list.Items, name)
+	if p == nil {
 		return notFound(name)
-	} else if err != nil {
+	}
+	if p.DeletionTimestamp == nil {
+		if ahead := rules.Busy(name, list.Items); ahead != nil {
+			return errors.New(rules.MessageCannotDelete(name, cluster, ahead))
+		}
+	}
+	if err := c.Delete(ctx, p); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("delete Fargate profile %q: %w", name, err)
 	}
-	if await {
-		err := wait.PollUntilContextTimeout(ctx, profilePoll, profileWait, true, func(ctx context.Context) (bool, error) {
-			err := c.Get(ctx, client.ObjectKeyFromObject(p), p)
-			return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
-		})
-		if err != nil {
-			return fmt.Errorf("wait for Fargate profile %q to go: %w", name, err)
-		}
+	if !await {
+		fmt.Fprintf(out, "deleting Fargate profile %q on cluster %q: its pods end first (--wait waits for that)\n", name, cluster)
+		return nil
+	}
+	if err := awaitGone(ctx, c, p); err != nil {
+		return err
 	}
 	fmt.Fprintf(out, "deleted Fargate profile %q on cluster %q\n", name, cluster)
 	return nil

@@ -16,6 +16,11 @@ const (
 	VethPrefix = "bth"
 	// NFTTable is the one nftables table (family ip) that is ours.
 	NFTTable = "berth"
+	// PublishedSet, of PublishedType, is the set in NFTTable of the load balancers' addresses and ports.
+	PublishedSet  = "published-ports"
+	PublishedType = "ipv4_addr . inet_service"
+	// ProxyNFTTable is that of kube-proxy (family ip).
+	ProxyNFTTable = "kube-proxy"
 	// PodCgroup is the parent of every pod's cgroup, in every hierarchy: /berth/<pod uid>.
 	PodCgroup = "berth"
 
@@ -30,11 +35,21 @@ const (
 	// ControllerHealthPort and AgentHealthPort serve /healthz and /readyz on loopback (http).
 	ControllerHealthPort, AgentHealthPort = 23446, 23447
 
+	// ProxyHealthPort serves the health of kube-proxy on loopback (http).
+	ProxyHealthPort = 10256
+	// ControllerMetricsPort serves berth-controller's /metrics on loopback (http).
+	ControllerMetricsPort = 23448
+
+	// LBHealthPort serves the health of the load balancer on loopback (http).
+	LBHealthPort = 23449
+
 	// VPCCIDR of the local cluster: its subnets, GatewayIP and KubeletRange lie in it.
 	VPCCIDR = "10.90.0.0/16"
 	// ServiceCIDR of the local cluster; APIServiceIP is its first address, the Service "kubernetes".
 	ServiceCIDR  = "10.96.0.0/16"
 	APIServiceIP = "10.96.0.1"
+	// DNSServiceIP is the address of Service kube-system/kube-dns.
+	DNSServiceIP = "10.96.0.10"
 	// ClusterDomain of the local cluster.
 	ClusterDomain = "cluster.local"
 	// DefaultRegion of the local cluster; its zones are DefaultRegion + "a", "b", "c".
@@ -77,6 +92,19 @@ func (d Dirs) Config() string { return filepath.Join(d.State, "config") }
 // ContainerdSocket is containerd's (and the CRI's) socket; ContainerdState its runtime state.
 func (d Dirs) ContainerdSocket() string { return filepath.Join(d.Run, "containerd.sock") }
 func (d Dirs) ContainerdState() string  { return filepath.Join(d.Run, "containerd") }
+
+// PrivateImages notes the repositories whose images were pulled with credentials.
+func (d Dirs) PrivateImages() string { return filepath.Join(d.State, "private-images") }
+
+// LoadBalancer has HAProxy's files: its configuration, and the sockets of its worker and its master.
+func (d Dirs) LoadBalancer() string { return filepath.Join(d.Run, "lb") }
+
+// Files in LoadBalancer.
+const (
+	HAProxyConfig = "haproxy.cfg"
+	HAProxySocket = "haproxy.sock"
+	HAProxyMaster = "master.sock"
+)
 
 // AgentSocket is where the host agent hears from node processes (unix datagrams, see nodeconfig.Event).
 func (d Dirs) AgentSocket() string { return filepath.Join(d.Run, "agent.sock") }

@@ -1,7 +1,6 @@
 package localcluster
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +58,7 @@ func bootstrap(ctx context.Context, dirs layout.Dirs) error {
 			return err
 		}
 		for _, f := range files {
-			if err := applyFile(ctx, c, f); err != nil {
+			if err := eachObject(chart.Files, f, func(o *unstructured.Unstructured) error { return apply(ctx, c, o) }); err != nil {
 				return fmt.Errorf("apply %s: %w", f, err)
 			}
 		}
@@ -90,12 +89,14 @@ func binding(name, role string, subject rbac.Subject) rbac.ClusterRoleBinding {
 	}
 }
 
-func applyFile(ctx context.Context, c client.Client, path string) error {
-	data, err := chart.Files.ReadFile(path)
+// eachObject does something with every object in a file of YAML documents.
+func eachObject(files fs.FS, path string, do func(*unstructured.Unstructured) error) error {
+	f, err := files.Open(path)
 	if err != nil {
 		return err
 	}
-	decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(data), 4096)
+	defer f.Close()
+	decoder := yaml.NewYAMLOrJSONDecoder(f, 4096)
 	for {
 		o := &unstructured.Unstructured{}
 		if err := decoder.Decode(o); errors.Is(err, io.EOF) {
@@ -106,7 +107,7 @@ func applyFile(ctx context.Context, c client.Client, path string) error {
 		if len(o.Object) == 0 {
 			continue
 		}
-		if err := apply(ctx, c, o); err != nil {
+		if err := do(o); err != nil {
 			return err
 		}
 	}

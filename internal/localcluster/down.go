@@ -27,8 +27,8 @@ const sandboxLimit = 60 * time.Second
 // Down stops the cluster and leaves nothing of it behind on the machine but its state and logs, and with purge not those
 // either. It works from whatever state a crash left.
 func Down(ctx context.Context, dirs layout.Dirs, out io.Writer, purge bool) error {
-	if os.Geteuid() != 0 {
-		return errors.New("berth down needs root: run it with sudo")
+	if err := needRoot(); err != nil {
+		return err
 	}
 	var failed []error
 	keep := func(what string, err error) {

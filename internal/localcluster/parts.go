@@ -8,17 +8,20 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/berth-run/berth/internal/hostagent/network"
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/runtimeconf"
 )
 
 // part is one program of the cluster.
 type part struct {
-	name    string
+	name string
+	// program is one of ours or, with its path, the machine's.
 	program string
 	args    []string
 	needs   []string
@@ -57,6 +60,10 @@ func makeParts(dirs layout.Dirs, binDir, hostName string) ([]part, error) {
 	http := func(port int, path string) func(context.Context) error {
 		return answers(dirs, fmt.Sprintf("http://127.0.0.1:%d%s", port, path))
 	}
+	haproxy, err := exec.LookPath("haproxy")
+	if err != nil {
+		return nil, fmt.Errorf("find haproxy: %w", err)
+	}
 	zones := []string{layout.DefaultRegion + "a", layout.DefaultRegion + "b", layout.DefaultRegion + "c"}
 	pki := func(name string) string { return filepath.Join(dirs.PKI(), name) }
 	return []part{
@@ -69,11 +76,26 @@ func makeParts(dirs layout.Dirs, binDir, hostName string) ([]part, error) {
 		{name: "berth-controller", program: "berth-controller", needs: []string{"kube-apiserver", bootstrapStep}, ready: http(layout.ControllerHealthPort, "/readyz"), limit: 60 * time.Second,
 			args: []string{"--kubeconfig=" + dirs.Kubeconfig("berth-controller"), "--region=" + layout.DefaultRegion, "--leader-elect=false",
 				"--webhook-cert=" + pki("webhook.crt"), "--webhook-key=" + pki("webhook.key"), "--webhook-ca=" + pki("ca.crt")}},
+		{name: "kube-proxy", program: "berth-proxy", needs: []string{"kube-apiserver", bootstrapStep}, ready: http(layout.ProxyHealthPort, "/healthz"), limit: 60 * time.Second,
+			args: []string{"--kubeconfig=" + dirs.Kubeconfig("kube-proxy"), "--host-name=" + hostName, "--address=" + hostAddress()}},
+		{name: "berth-lb", program: "berth-lb", needs: []string{"kube-apiserver", bootstrapStep}, ready: http(layout.LBHealthPort, "/readyz"), limit: 60 * time.Second,
+			args: []string{"--kubeconfig=" + dirs.Kubeconfig("berth-lb"), "--run-dir=" + dirs.LoadBalancer()}},
+		// A part of its own, so that its connections outlive berth-lb, which writes its configuration before it is ready.
+		{name: "haproxy", program: haproxy, needs: []string{"berth-lb"}, ready: listens(filepath.Join(dirs.LoadBalancer(), layout.HAProxySocket)), limit: 30 * time.Second,
+			args: []string{"-W", "-S", filepath.Join(dirs.LoadBalancer(), layout.HAProxyMaster) + ",mode,600", "-f", filepath.Join(dirs.LoadBalancer(), layout.HAProxyConfig)}},
 		{name: "berth-host", program: "berth-host", needs: []string{"kube-apiserver", "containerd", bootstrapStep}, ready: http(layout.AgentHealthPort, "/readyz"), limit: 60 * time.Second, keepChildren: true,
 			args: []string{"--kubeconfig=" + dirs.Kubeconfig("berth-host"), "--host-name=" + hostName, "--zones=" + strings.Join(zones, ","),
-				"--region=" + layout.DefaultRegion, "--bin-dir=" + binDir, "--client-ca=" + pki("ca.crt"),
+				"--region=" + layout.DefaultRegion, "--cluster-dns=" + layout.DNSServiceIP, "--bin-dir=" + binDir, "--client-ca=" + pki("ca.crt"),
 				"--state-dir=" + dirs.State, "--run-dir=" + dirs.Run, "--log-dir=" + dirs.Log}},
 	}, nil
+}
+
+// hostAddress is by which others reach this machine; one without a way out is reached from its own pods only.
+func hostAddress() string {
+	if _, address := network.Uplink(); address != "" {
+		return address
+	}
+	return layout.GatewayIP
 }
 
 func etcdArgs(dirs layout.Dirs) []string {

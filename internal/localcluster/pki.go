@@ -70,6 +70,8 @@ func ensurePKI(dirs layout.Dirs, hostName string) error {
 			{file: "admin", name: "berth-admin", groups: []string{"berth:admins"}, usages: asClient},
 			{file: "controller-manager", name: "system:kube-controller-manager", usages: asClient},
 			{file: "scheduler", name: "system:kube-scheduler", usages: asClient},
+			{file: "kube-proxy", name: "system:kube-proxy", usages: asClient},
+			{file: "berth-lb", name: "berth:lb", usages: asClient},
 			{file: "berth-controller", name: "berth:controller", usages: asClient},
 			{file: "berth-host", name: "berth:host:" + hostName, groups: []string{"berth:hosts"}, usages: asClient},
 			{file: "webhook", name: "berth-webhook", ips: []net.IP{loopback}, usages: asServer}},
@@ -91,7 +93,7 @@ func ensurePKI(dirs layout.Dirs, hostName string) error {
 	if err := ensureKey(filepath.Join(dir, "service-account.key")); err != nil {
 		return err
 	}
-	for _, user := range []string{"admin", "controller-manager", "scheduler", "berth-controller", "berth-host"} {
+	for _, user := range []string{"admin", "controller-manager", "scheduler", "kube-proxy", "berth-lb", "berth-controller", "berth-host"} {
 		if err := writeKubeconfig(dirs, user); err != nil {
 			return err
 		}

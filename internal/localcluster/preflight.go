@@ -1,6 +1,7 @@
 package localcluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -16,28 +17,21 @@ import (
 )
 
 // preflight checks what the cluster needs of the machine; each failure is one sentence with its remedy.
-func preflight(binDir string) error {
-	if os.Geteuid() != 0 {
-		return errors.New("berth up needs root (it makes network links, mounts and cgroups): run it with sudo")
-	}
+func preflight(ctx context.Context, dirs layout.Dirs, binDir string) error {
 	var failed []error
-	for command, pkg := range map[string]string{"nft": "nftables", "mount": "mount", "tar": "tar"} {
+	for command, pkg := range map[string]string{"nft": "nftables", "mount": "mount", "tar": "tar", "haproxy": "haproxy"} {
 		if _, err := exec.LookPath(command); err != nil {
 			failed = append(failed, fmt.Errorf("command %s is missing: install Debian package %s", command, pkg))
 		}
 	}
-	for _, program := range []string{"etcd", "registry", "containerd", "runsc", "containerd-shim-runsc-v1", "kube-apiserver",
-		"kube-controller-manager", "kube-scheduler", "berth-controller", "berth-host", "berth-node", "berth-cni"} {
+	for _, program := range []string{"etcd", "registry", "containerd", "runsc", "containerd-shim-runsc-v1", "containerd-shim-runsc-start", "kube-apiserver",
+		"kube-controller-manager", "kube-scheduler", "berth-controller", "berth-host", "berth-proxy", "berth-lb", "berth-node", "berth-cni"} {
 		if _, err := os.Stat(filepath.Join(binDir, program)); err != nil {
 			failed = append(failed, fmt.Errorf("program %s is missing in %s: run make build", program, binDir))
 		}
 	}
-	filesystems, err := os.ReadFile("/proc/filesystems")
-	if err == nil && !strings.Contains(string(filesystems), "overlay") {
-		failed = append(failed, errors.New("the kernel has no overlayfs: load module overlay"))
-	}
 	for _, port := range []int{layout.APIServerPort, layout.EtcdPort, layout.EtcdPeerPort, layout.ControllerManagerPort, layout.SchedulerPort,
-		layout.RegistryPort, layout.ControllerHealthPort, layout.AgentHealthPort, eks.WebhookPort} {
+		layout.RegistryPort, layout.ControllerHealthPort, layout.AgentHealthPort, layout.ProxyHealthPort, layout.LBHealthPort, eks.WebhookPort} {
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			failed = append(failed, fmt.Errorf("port %d is taken by another program (`ss -ltnp sport = :%d` shows which): stop it", port, port))
@@ -45,7 +39,19 @@ func preflight(binDir string) error {
 		}
 		l.Close()
 	}
-	return errors.Join(append(failed, collision())...)
+	failed = append(failed, collision())
+	if err := errors.Join(failed...); err != nil {
+		return err // without nft, for one, the kernel cannot be tried
+	}
+	return checkKernel(ctx, dirs)
+}
+
+// needRoot is an error unless this process is root.
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("this needs root (for network links, mounts and cgroups): run it with sudo")
+	}
+	return nil
 }
 
 // collision says whether a route of the machine overlaps the pods' addresses.

@@ -52,8 +52,8 @@ type supervisor struct {
 	dirs   layout.Dirs
 	binDir string
 	parts  []part
-	// step runs once when the API server is ready; parts may need it by bootstrapStep.
-	step func(ctx context.Context) error
+	// steps run once each, when what they need is ready; parts may need them by name.
+	steps []step
 	// drain stops the pods; it runs between the host agent's end and that of the rest.
 	drain func()
 
@@ -65,14 +65,22 @@ type supervisor struct {
 
 const (
 	bootstrapStep = "bootstrap"
+	systemStep    = "system"
 	agentPart     = "berth-host"
 )
 
-func newSupervisor(dirs layout.Dirs, binDir string, parts []part, step func(context.Context) error) *supervisor {
-	s := &supervisor{dirs: dirs, binDir: binDir, parts: parts, step: step, status: map[string]*PartStatus{}, done: map[string]chan struct{}{}}
-	for _, p := range append([]part{{name: bootstrapStep}}, parts...) {
-		s.done[p.name] = make(chan struct{})
-		s.status[p.name] = &PartStatus{Name: p.name, Log: s.logPath(p.name)}
+// step is something to be done once at each start.
+type step struct {
+	name  string
+	needs []string
+	run   func(ctx context.Context) error
+}
+
+func newSupervisor(dirs layout.Dirs, binDir string, parts []part, steps []step) *supervisor {
+	s := &supervisor{dirs: dirs, binDir: binDir, parts: parts, steps: steps, status: map[string]*PartStatus{}, done: map[string]chan struct{}{}}
+	for _, name := range s.order() {
+		s.done[name] = make(chan struct{})
+		s.status[name] = &PartStatus{Name: name, Log: s.logPath(name)}
 	}
 	return s
 }
@@ -82,6 +90,7 @@ func (s *supervisor) logPath(name string) string { return filepath.Join(s.dirs.L
 // run keeps the parts running until ctx ends or one cannot be started; then it stops all, the latest first.
 func (s *supervisor) run(ctx context.Context) error {
 	runCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var wg sync.WaitGroup
 	finished := make(map[string]chan struct{})
 	cancels := make(map[string]context.CancelFunc)
@@ -96,11 +105,13 @@ func (s *supervisor) run(ctx context.Context) error {
 			}
 		})
 	}
-	wg.Go(func() {
-		if err := s.bootstrap(runCtx); err != nil && runCtx.Err() == nil {
-			cancel(err)
-		}
-	})
+	for _, step := range s.steps {
+		wg.Go(func() {
+			if err := s.take(runCtx, step); err != nil && runCtx.Err() == nil {
+				cancel(err)
+			}
+		})
+	}
 	<-runCtx.Done()
 	err := context.Cause(runCtx)
 	if errors.Is(err, context.Canceled) {
@@ -121,14 +132,14 @@ func (s *supervisor) run(ctx context.Context) error {
 	return err
 }
 
-func (s *supervisor) bootstrap(ctx context.Context) error {
-	if err := s.await(ctx, "kube-apiserver"); err != nil {
-		return nil
+func (s *supervisor) take(ctx context.Context, step step) error {
+	if err := s.await(ctx, step.needs...); err != nil {
+		return nil //nolint:nilerr // the start was given up
 	}
-	if err := s.step(ctx); err != nil {
-		return fmt.Errorf("set the cluster up: %w", err)
+	if err := step.run(ctx); err != nil {
+		return fmt.Errorf("set the cluster up (%s): %w", step.name, err)
 	}
-	s.markReady(bootstrapStep)
+	s.markReady(step.name)
 	return nil
 }
 
@@ -205,7 +216,11 @@ func (s *supervisor) once(start, stop context.Context, p part, first bool) error
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(s.binDir, p.program), p.args...)
+	program := p.program
+	if !filepath.IsAbs(program) {
+		program = filepath.Join(s.binDir, program)
+	}
+	cmd := exec.Command(program, p.args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), "PATH="+s.binDir+":"+os.Getenv("PATH"), "OTEL_TRACES_EXPORTER=none") // nobody collects the registry's traces
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
@@ -312,11 +327,14 @@ func (s *supervisor) snapshot() Status {
 }
 
 func (s *supervisor) order() []string {
-	names := make([]string, 0, len(s.parts)+1)
+	names := make([]string, 0, len(s.parts)+len(s.steps))
 	for _, p := range s.parts {
 		names = append(names, p.name)
 	}
-	return append(names, bootstrapStep)
+	for _, step := range s.steps {
+		names = append(names, step.name)
+	}
+	return names
 }
 
 // serve answers `berth status` on a unix socket until ctx ends.

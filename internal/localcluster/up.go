@@ -36,6 +36,9 @@ var ErrNotRunning = errors.New("the cluster is not running; start it with: berth
 // Up starts the cluster, if it does not run, and waits until it is ready; progress goes to out. When ctx ends first, what
 // was started is stopped again.
 func Up(ctx context.Context, dirs layout.Dirs, out io.Writer) error {
+	if err := needRoot(); err != nil {
+		return err
+	}
 	if status, err := GetStatus(ctx, dirs); err == nil && status.Failed == "" {
 		fmt.Fprintln(out, "The cluster runs already.")
 		return follow(ctx, dirs, out, nil)
@@ -47,7 +50,7 @@ func Up(ctx context.Context, dirs layout.Dirs, out io.Writer) error {
 	if err := stopLeftovers(dirs, false); err != nil {
 		return err
 	}
-	if err := preflight(binDir); err != nil {
+	if err := preflight(ctx, dirs, binDir); err != nil {
 		return err
 	}
 	for _, d := range []string{dirs.State, dirs.Run, dirs.Log, dirs.Config(), dirs.Etcd()} {
@@ -100,7 +103,7 @@ func follow(ctx context.Context, dirs layout.Dirs, out io.Writer, ended <-chan e
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("interrupted: %w", ctx.Err())
+			return errors.New("interrupted before the cluster was ready; `berth up` starts it again")
 		case err := <-ended:
 			return fmt.Errorf("the supervisor ended (%v): %s", err, lastLine(filepath.Join(dirs.Log, "supervisor.log")))
 		case <-tick.C:
@@ -138,20 +141,21 @@ func Supervise(ctx context.Context, dirs layout.Dirs) error {
 	if err := network.EnsureGateway(); err != nil {
 		return err
 	}
+	// What an earlier HAProxy was to do may not be possible any more; it does not run.
+	if err := os.RemoveAll(dirs.LoadBalancer()); err != nil {
+		return fmt.Errorf("clear the load balancer's directory: %w", err)
+	}
 	parts, err := makeParts(dirs, binDir, hostName)
 	if err != nil {
 		return err
 	}
-	s := newSupervisor(dirs, binDir, parts, nil)
-	s.step = func(ctx context.Context) error {
-		if err := bootstrap(ctx, dirs); err != nil {
-			return err
-		}
-		if err := s.await(ctx, "registry"); err != nil {
-			return err
-		}
-		return images.Seed(ctx, dirs, binDir)
-	}
+	s := newSupervisor(dirs, binDir, parts, []step{
+		{name: bootstrapStep, needs: []string{"kube-apiserver", "registry"}, run: func(ctx context.Context) error {
+			return errors.Join(bootstrap(ctx, dirs), images.Seed(ctx, dirs, binDir))
+		}},
+		// The cluster's own pods come when the webhook can put them on Berth.
+		{name: systemStep, needs: []string{"berth-controller"}, run: func(ctx context.Context) error { return installSystem(ctx, dirs) }},
+	})
 	s.drain = func() {
 		if err := stopSandboxes(context.WithoutCancel(ctx), dirs); err != nil {
 			slog.Error("stop the pods", "error", err)
@@ -181,6 +185,9 @@ func GetStatus(ctx context.Context, dirs layout.Dirs) (Status, error) {
 		return Status{}, err
 	}
 	resp, err := client.Do(req)
+	if errors.Is(err, os.ErrPermission) {
+		return Status{}, needRoot()
+	}
 	if err != nil {
 		return Status{}, ErrNotRunning
 	}
@@ -205,14 +212,14 @@ func programs() (string, error) {
 }
 
 // stopLeftovers ends what a killed supervisor left: its parts and, with pods, the programs that outlive it on purpose. A
-// program is this cluster's if it comes from our directory and its command line names one of the cluster's; another
+// program is this cluster's if it comes from our directory, or is HAProxy, and its command line names one of the cluster's; another
 // cluster's, or a test's, is left alone. Node processes are found by what the agent wrote down (hostagent.RemoveAll).
 func stopLeftovers(dirs layout.Dirs, pods bool) error {
 	binDir, err := programs()
 	if err != nil {
 		return err
 	}
-	names := []string{"etcd", "registry", "containerd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "berth-controller", "berth-host"}
+	names := []string{"etcd", "registry", "containerd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "berth-proxy", "berth-lb", "berth-controller", "berth-host"}
 	if pods {
 		names = append(names, "containerd-shim-runsc-v1", "runsc")
 	}
@@ -226,7 +233,8 @@ func stopLeftovers(dirs layout.Dirs, pods bool) error {
 			continue // it has ended
 		}
 		target = strings.TrimSuffix(target, " (deleted)")
-		if filepath.Dir(target) != binDir || !slices.Contains(names, filepath.Base(target)) || !mentions(filepath.Dir(exe), dirs) {
+		ours := filepath.Dir(target) == binDir && slices.Contains(names, filepath.Base(target)) || filepath.Base(target) == "haproxy"
+		if !ours || !mentions(filepath.Dir(exe), dirs) {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(exe)))
