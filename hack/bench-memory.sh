@@ -16,15 +16,15 @@ total=0
 declare -A counted
 show() { local kb; kb=$(private "$2"); total=$((total + kb)); printf '%-28s %8d kB\n' "$1" "$kb"; }
 show "kubelet (berth-node)" "$node"
-# Each container has a cgroup of its id below the pod's; the sandbox's processes are in them, the shim and what it runs
-# (`runsc wait`) are not, but name the id on their command lines.
+# Each container has a cgroup of its id below the pod's; the sandbox's processes are in them. The shim is not, but names the id
+# on its command line.
 cgroup=/sys/fs/cgroup/memory/berth/$uid
 [ -d "$cgroup" ] || cgroup=/sys/fs/cgroup/berth/$uid
 ids=$(find "$cgroup" -mindepth 1 -maxdepth 1 -type d -printf '%f|')
 for pid in $(find "$cgroup" -name cgroup.procs -exec cat {} + | sort -un) $(pgrep -f "/bin/(containerd-shim-runsc-v1|runsc) .*(${ids%|})"); do
   [ -z "${counted[$pid]:-}" ] || continue
   counted[$pid]=yes
-  what=$(tr '\0' '\n' < "/proc/$pid/cmdline" | grep -m1 -oE 'containerd-shim-runsc-v1|runsc-(gofer|sandbox)|^wait$' || echo "process of the workload")
-  show "${what/#wait/runsc wait}" "$pid"
+  what=$(tr '\0' '\n' < "/proc/$pid/cmdline" | grep -m1 -oE 'containerd-shim-runsc-v1|runsc-(gofer|sandbox)' || echo "process of the workload")
+  show "$what" "$pid"
 done
 printf '%-28s %8d kB\n' together "$total"

@@ -11,7 +11,8 @@ forward=""
 
 elapsed() { awk -v a="$began" -v b="$(date +%s.%N)" 'BEGIN { printf "%6.1f s", b - a }'; }
 step() { current="$*"; printf '\n\033[1m[%s] %s\033[0m\n' "$(elapsed)" "$*" >&3; }
-show() { printf '\033[36m$ %s\033[0m\n' "$*" >&3; "$@"; }
+# What a command leaves running must not hold the demo's output open.
+show() { printf '\033[36m$ %s\033[0m\n' "$*" >&3; "$@" 3>&-; }
 fail() { printf '\033[31mfailed: %s\033[0m\n' "$*" >&2; exit 1; }
 finish() {
   local code=$?
@@ -25,7 +26,8 @@ trap finish EXIT
 
 app=fargate-sample-nginx
 pods() { kubectl get pods -l app=$app -o jsonpath="{range .items[?(@.status.phase==\"Running\")]}{.metadata.name} {.status.podIP} {.spec.nodeName}{\"\n\"}{end}"; }
-nodes() { kubectl get nodes -o name | wc -l; }
+# nodes counts those that are not for the cluster's own pods (its DNS).
+nodes() { kubectl get nodes -o name | grep -vcF "$(kubectl -n kube-system get pods -o jsonpath='{range .items[*]}node/{.spec.nodeName}{"\n"}{end}')" || true; }
 # until_true SECONDS COMMAND...: looks again each fifth of a second.
 until_true() {
   local end=$((SECONDS + $1)); shift
@@ -41,7 +43,7 @@ export KUBECONFIG="$state/kubeconfig"
 berth kubeconfig > "$KUBECONFIG"
 
 step "Clear away what an earlier demo left"
-kubectl delete deployment,job,cronjob,pod -l demo=berth --ignore-not-found --wait=true >/dev/null
+kubectl delete ingress,deployment,job,cronjob,pod,service -l demo=berth --ignore-not-found --wait=true >/dev/null
 berth delete fargateprofile --cluster berth --name web --wait >/dev/null 2>&1 || true
 until_true 60 nodes_are 0 || fail "nodes of an earlier demo did not go away"
 
@@ -70,11 +72,11 @@ YAML
 show kubectl apply -f "$state/nginx.yaml"
 show kubectl rollout status deployment/$app --timeout=120s
 
-step "Two pods, each on a node of its own, in different zones; the node's address is the pod's"
+step "Two pods, each on a node of its own, in different zones; the node's address is the pod's (the other nodes are CoreDNS's)"
 show kubectl get pod -o wide
 show kubectl get nodes -o wide
 nodes_are 2 || fail "expected two nodes"
-[ "$(kubectl get nodes -o jsonpath='{range .items[*]}{.metadata.labels.topology\.kubernetes\.io/zone}{"\n"}{end}' | sort -u | wc -l)" -eq 2 ] || fail "expected two zones"
+[ "$(pods | while read -r name ip node; do kubectl get node "$node" -o jsonpath='{.metadata.labels.topology\.kubernetes\.io/zone}{"\n"}'; done | sort -u | wc -l)" -eq 2 ] || fail "expected two zones"
 while read -r name ip node; do
   [ "$(kubectl get node "$node" -o jsonpath='{.status.addresses[?(@.type=="InternalIP")].address}')" = "$ip" ] || fail "the node of $name has another address than the pod"
 done < <(pods)
@@ -84,6 +86,14 @@ while read -r name ip node; do
   show curl -sS --max-time 5 "http://$ip/" -o "$state/page"
   grep -m1 -o '<title>.*</title>' "$state/page"
 done < <(pods)
+
+step "A Service: other pods find nginx by its name, wherever its pods are"
+kubectl expose deployment $app --port=80 --labels=demo=berth >/dev/null
+show kubectl get service $app
+read -r first _ < <(pods)
+printf '\033[36m$ kubectl exec %s -- curl -sS http://%s/\033[0m\n' "$first" "$app"
+reached() { kubectl exec "$first" -- curl -sS --max-time 5 "http://$app/" 2>/dev/null | grep -o '<title>.*</title>'; }
+until_true 60 reached || fail "the Service did not answer by its name"
 
 step "One more replica: a third node comes by itself"
 show kubectl scale deployment $app --replicas=3
@@ -96,7 +106,7 @@ show kubectl scale deployment $app --replicas=1
 until_true 60 nodes_are 1 || fail "expected one node"
 show kubectl get nodes
 
-pod=$(pods | head -n1 | cut -d' ' -f1)
+read -r pod _ < <(pods)
 step "logs, exec, port-forward, cp, attach, debug work as on any node"
 show kubectl logs "$pod" --tail=2
 show script -qec "kubectl exec -it $pod -- sh -c '[ -t 0 ] && echo a terminal of \$(stty size), kernel \$(uname -r)'" /dev/null
@@ -156,8 +166,19 @@ until_true 30 unschedulable || fail "the default scheduler said nothing"
 show kubectl get pod outside
 kubectl get pod outside -o jsonpath='{.status.conditions[?(@.type=="PodScheduled")].message}{"\n"}'
 
+step "Published: an Ingress on a load balancer's address, straight to the pods"
+show kubectl create ingress $app --class=berth --rule="nginx.example/*=$app:80"
+kubectl label ingress $app demo=berth >/dev/null
+published() { lb=$(kubectl get ingress $app -o jsonpath='{.status.loadBalancer.ingress[0].ip}') && [ -n "$lb" ]; }
+until_true 30 published || fail "the Ingress got no address"
+show kubectl get ingress $app
+printf '\033[36m$ curl -H "Host: nginx.example" http://%s/\033[0m\n' "$lb"
+answered() { curl -sS --max-time 5 -H 'Host: nginx.example' "http://$lb/" 2>/dev/null | grep -o '<title>.*</title>'; }
+until_true 30 answered || fail "the Ingress did not answer"
+
 step "Done"
-kubectl delete deployment,job,cronjob,pod -l demo=berth --wait=true >/dev/null
+kubectl delete ingress,deployment,job,cronjob,pod,service -l demo=berth --wait=true >/dev/null
+berth delete fargateprofile --cluster berth --name web --wait >/dev/null
 cat <<TEXT
 The cluster goes on running. Use it:    export KUBECONFIG=/var/lib/berth/kubeconfig/admin   (or: bin/berth kubectl ...)
 Stop it and leave nothing behind:       make down

@@ -11,6 +11,7 @@ needs=(
   "mmdebstrap|mmdebstrap debian-archive-keyring|making images"
   "nft|nftables|the pods' firewall and NAT"
   "ip|iproute2|networking"
+  "haproxy|haproxy|load balancers and Ingresses"
   "mount|mount|the pods' volumes"
   "curl|curl|the demo"
   "script|bsdutils|the demo"

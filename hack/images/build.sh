@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the images that a machine without internet needs (bin/images/*.tar, OCI archives) out of Debian's packages and of
-# Kubernetes' own pause.c. No image is tagged with a version that it does not hold. Skips what is newer than its recipe.
+# Makes the images that a machine without internet needs (bin/images/*.tar, OCI archives) out of Debian's packages, of
+# Kubernetes' own pause.c and of CoreDNS's module. No image is tagged with a version that it does not hold. Skips what is newer than its recipe.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -50,6 +50,18 @@ if ! fresh "$out/pause.tar" "${recipes[@]}" "$here/pause" "$kubernetes/build/pau
   "$MKIMAGE" layer -o "$work/pause.tar.gz" "$work/pause"
   "$MKIMAGE" image -o "$out/pause.tar" -config "$here/pause/config.json" -layer "$work/pause.tar.gz" "registry.k8s.io/pause:$pause_version"
   echo "made bin/images/pause.tar ($pause_version)"
+fi
+
+if ! fresh "$out/coredns.tar" "${recipes[@]}" "$here/coredns" "$top/bin/coredns"; then
+  mkimage
+  version=$(sed -n 's|^.*github.com/coredns/coredns \(v[0-9.]*\)$|\1|p' "$top/build/coredns/go.mod")
+  mkdir -p "$work/coredns/etc/ssl/certs"
+  cp "$top/bin/coredns" "$work/coredns/coredns"
+  # For forwarding over TLS.
+  [ ! -f /etc/ssl/certs/ca-certificates.crt ] || cp /etc/ssl/certs/ca-certificates.crt "$work/coredns/etc/ssl/certs/"
+  "$MKIMAGE" layer -o "$work/coredns.tar.gz" "$work/coredns"
+  "$MKIMAGE" image -o "$out/coredns.tar" -config "$here/coredns/config.json" -layer "$work/coredns.tar.gz" "registry.k8s.io/coredns/coredns:$version"
+  echo "made bin/images/coredns.tar ($version)"
 fi
 
 if ! fresh "$out/nginx.tar" "${recipes[@]}" "$here/nginx" "$here/busybox" "$here/debian"; then

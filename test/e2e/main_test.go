@@ -45,6 +45,13 @@ func run(m *testing.M) int {
 	if out, err := berth("down", "--purge"); err != nil {
 		return fail(fmt.Errorf("clean the machine: %w\n%s", err, out))
 	}
+	// What kubectl remembers of another cluster at this address is not true of this one.
+	cache, err := os.MkdirTemp("", "berth-e2e-")
+	if err != nil {
+		return fail(err)
+	}
+	defer os.RemoveAll(cache)
+	os.Setenv("KUBECACHEDIR", cache)
 	_, before := os.Stat(shimSockets)
 	if out, err := berth("up"); err != nil {
 		return fail(fmt.Errorf("berth up: %w\n%s", err, out))
@@ -136,11 +143,12 @@ func leftovers() []string {
 	var left []string
 	for what, command := range map[string]string{
 		"link":          "ip -o link | grep -oE '(bth[0-9a-f]{11}|berth0)' || true",
-		"nft table":     "nft list tables | grep -w berth || true",
+		"nft table":     "nft list tables | grep -wE 'berth|kube-proxy' || true",
 		"mount":         "grep -E ' /(run|var/lib)/berth' /proc/mounts || true",
 		"cgroup":        "find /sys/fs/cgroup -maxdepth 2 -name berth -type d",
 		"directory":     "ls -d /run/berth /var/lib/berth 2>/dev/null || true",
 		"local route":   "ip route show table local | grep 10.90.240 || true",
+		"haproxy":       "pgrep -fa /run/berth/lb || true",
 		"process (bin)": "for e in /proc/[0-9]*/exe; do readlink $e; done 2>/dev/null | grep '^" + top + "/bin/' || true",
 	} {
 		out, err := exec.Command("bash", "-c", command).CombinedOutput()

@@ -1,5 +1,6 @@
 // Command start measures how long pods take from their creation to a running container, node included, by stage: some one
-// after another, then some at once. It needs a running cluster (make up); the image is there after the first pod.
+// after another, then some at once, beside the same pods under a plain upstream kubelet. It needs a running cluster (make
+// up) without pods; the image is there after the first pod.
 package main
 
 import (
@@ -8,13 +9,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -31,21 +33,33 @@ const (
 // stages of a start, in order, each measured from the pod's creation, in seconds.
 var stages = []string{"admitted", "placed", "accepted by the agent", "kubelet configured", "node registered", "sandbox started", "container started", "Running seen by a watch"}
 
+// sample is one pod's stages; a plain kubelet's pod has the last two only.
 type sample [8]float64
+
+const (
+	containerStarted = 6
+	runningSeen      = 7
+)
 
 func main() {
 	count := flag.Int("n", 10, "pods one after another")
 	burst := flag.Int("burst", 5, "pods at once")
+	rounds := flag.Int("rounds", 2, "times that Berth and the plain kubelet take turns, so that a noisy moment does not hit one alone")
 	image := flag.String("image", "busybox", "image of the pods")
+	kubelet := flag.String("kubelet", "bin/kubelet", "upstream's kubelet program; empty: Berth alone")
 	flag.Parse()
-	if err := run(*count, *burst, *image); err != nil {
+	if err := run(*count, *burst, *rounds, *image, *kubelet); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-start:", err)
 		os.Exit(1)
 	}
 }
 
-func run(count, burst int, image string) error {
-	ctx := context.Background()
+// figures are all samples of one side.
+type figures struct{ single, burst []sample }
+
+func run(count, burst, rounds int, image, kubelet string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	c, config, err := localcluster.Client(layout.Default.AdminKubeconfig())
 	if err != nil {
 		return err
@@ -54,42 +68,101 @@ func run(count, burst int, image string) error {
 	if err != nil {
 		return err
 	}
+	if err := idle(ctx, c); err != nil {
+		return err
+	}
 	p := &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: profile}, Spec: v1alpha1.FargateProfileSpec{
 		Selectors: []v1alpha1.Selector{{Namespace: "default", Labels: map[string]string{"bench": profile}}}}}
 	if err := c.Create(ctx, p); err != nil {
 		return fmt.Errorf("create profile %s (is another bench running?): %w", profile, err)
 	}
-	defer c.Delete(ctx, p) //nolint:errcheck // best effort; the next run says so if it is still there
+	defer c.Delete(context.WithoutCancel(ctx), p) //nolint:errcheck // best effort; the next run says so if it is still there
 	for p.Status.Status != v1alpha1.ProfileActive {
 		if err := c.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil {
 			return err
 		}
 	}
-	if _, err := measure(ctx, c, kube, image, 1); err != nil { // brings the image
-		return err
-	}
-	var single []sample
-	for range count {
-		s, err := measure(ctx, c, kube, image, 1)
-		if err != nil {
+	b := bench{client: c, kube: kube, image: image}
+	var berth, plain figures
+	for round := range rounds {
+		n := (count*(round+1))/rounds - (count*round)/rounds
+		if err := b.series(ctx, &berth, n, burst); err != nil {
 			return err
 		}
-		single = append(single, s...)
+		if kubelet == "" {
+			continue
+		}
+		if err := b.plainSeries(ctx, &plain, n, burst, kubelet); err != nil {
+			return err
+		}
 	}
-	show(fmt.Sprintf("%d pods one after another", count), single)
-	many, err := measure(ctx, c, kube, image, burst)
-	if err != nil {
-		return err
-	}
-	show(fmt.Sprintf("%d pods at once", burst), many)
+	show(fmt.Sprintf("%d pods one after another", count), berth.single, plain.single)
+	show(fmt.Sprintf("%d pods at once, %d times", burst, rounds), berth.burst, plain.burst)
 	return nil
 }
 
+// idle is an error if a pod runs: the plain kubelet would end it, and it would disturb the figures.
+func idle(ctx context.Context, c client.Client) error {
+	var pods corev1.PodList
+	if err := c.List(ctx, &pods); err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	for _, p := range pods.Items {
+		if p.Spec.NodeName != "" {
+			return fmt.Errorf("pod %s/%s runs; the bench needs a cluster without pods", p.Namespace, p.Name)
+		}
+	}
+	return nil
+}
+
+// bench starts pods and takes the time. With plain set they are the plain kubelet's.
+type bench struct {
+	client client.Client
+	kube   kubernetes.Interface
+	image  string
+	plain  *plainNode
+}
+
+// series adds n pods one by one and a burst to f. One pod goes ahead and is not counted: it brings the image.
+func (b bench) series(ctx context.Context, f *figures, n, burst int) error {
+	for i := range n + 1 {
+		s, err := b.measure(ctx, 1)
+		if err != nil {
+			return err
+		}
+		if i > 0 {
+			f.single = append(f.single, s...)
+		}
+	}
+	s, err := b.measure(ctx, burst)
+	f.burst = append(f.burst, s...)
+	return err
+}
+
+func (b bench) plainSeries(ctx context.Context, f *figures, n, burst int, kubelet string) (err error) {
+	if b.plain, err = startPlain(ctx, b.client, kubelet); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.plain.stop(context.WithoutCancel(ctx))) }()
+	return b.series(ctx, f, n, burst)
+}
+
+func (b bench) pod() *corev1.Pod {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "bench-", Namespace: "default", Labels: map[string]string{"bench": profile}},
+		Spec: corev1.PodSpec{TerminationGracePeriodSeconds: new(int64), Containers: []corev1.Container{{
+			Name: "c", Image: b.image, ImagePullPolicy: corev1.PullIfNotPresent, Command: []string{"sleep", "3600"}}}}}
+	if b.plain != nil {
+		pod.Labels = map[string]string{"bench": plainName}
+		b.plain.place(pod)
+	}
+	return pod
+}
+
 // measure starts n pods at once, waits until all run, and removes them.
-func measure(ctx context.Context, c client.Client, kube kubernetes.Interface, image string, n int) ([]sample, error) {
+func (b bench) measure(ctx context.Context, n int) ([]sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	w, err := kube.CoreV1().Pods("default").Watch(ctx, metav1.ListOptions{LabelSelector: "bench=" + profile, FieldSelector: fields.Everything().String()})
+	w, err := b.kube.CoreV1().Pods("default").Watch(ctx, metav1.ListOptions{LabelSelector: "bench=" + b.pod().Labels["bench"]})
 	if err != nil {
 		return nil, err
 	}
@@ -97,15 +170,18 @@ func measure(ctx context.Context, c client.Client, kube kubernetes.Interface, im
 	created, running := map[string]time.Time{}, map[string]time.Time{}
 	var pods []*corev1.Pod
 	for range n {
-		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "bench-", Namespace: "default", Labels: map[string]string{"bench": profile}},
-			Spec: corev1.PodSpec{TerminationGracePeriodSeconds: new(int64), Containers: []corev1.Container{{
-				Name: "c", Image: image, ImagePullPolicy: corev1.PullIfNotPresent, Command: []string{"sleep", "3600"}}}}}
+		pod := b.pod()
 		at := time.Now()
-		if err := c.Create(ctx, pod); err != nil {
+		if err := b.client.Create(ctx, pod); err != nil {
 			return nil, err
 		}
 		created[pod.Name] = at
 		pods = append(pods, pod)
+		if b.plain != nil {
+			if err := b.plain.connect(pod); err != nil {
+				return nil, err
+			}
+		}
 	}
 	for len(running) < n {
 		event, ok := <-w.ResultChan()
@@ -120,24 +196,42 @@ func measure(ctx context.Context, c client.Client, kube kubernetes.Interface, im
 			running[pod.Name] = time.Now()
 		}
 	}
-	samples, err := collect(ctx, c, created, running)
-	for _, pod := range pods {
-		err = errors.Join(err, c.Delete(ctx, pod, client.GracePeriodSeconds(0)))
+	collect, gone := b.collect, b.gone
+	if b.plain != nil {
+		collect, gone = b.collectPlain, b.plain.gone
 	}
-	return samples, errors.Join(err, gone(ctx, c))
+	samples, err := collect(ctx, created, running)
+	for _, pod := range pods {
+		err = errors.Join(err, b.client.Delete(ctx, pod, client.GracePeriodSeconds(0)))
+	}
+	return samples, errors.Join(err, gone(ctx, pods))
+}
+
+func (b bench) collectPlain(ctx context.Context, created, running map[string]time.Time) ([]sample, error) {
+	var out []sample
+	for name, at := range created {
+		started, err := b.plain.started(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		var s sample
+		s[containerStarted], s[runningSeen] = started.Sub(at).Seconds(), running[name].Sub(at).Seconds()
+		out = append(out, s)
+	}
+	return out, nil
 }
 
 // collect reads the stages off the Berths once the agent has written them.
-func collect(ctx context.Context, c client.Client, created, running map[string]time.Time) ([]sample, error) {
+func (b bench) collect(ctx context.Context, created, running map[string]time.Time) ([]sample, error) {
 	for {
 		var list v1alpha1.BerthList
-		if err := c.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": profile}); err != nil {
+		if err := b.client.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": profile}); err != nil {
 			return nil, err
 		}
 		var out []sample
-		for _, b := range list.Items {
-			at, mine := created[b.Spec.Pod.Name]
-			line := b.Status.Timeline
+		for _, made := range list.Items {
+			at, mine := created[made.Spec.Pod.Name]
+			line := made.Status.Timeline
 			if !mine || line.ContainerStarted == nil || line.NodeRegistered == nil || line.SandboxStarted == nil {
 				continue
 			}
@@ -147,7 +241,7 @@ func collect(ctx context.Context, c client.Client, created, running map[string]t
 					s[i] = m.Sub(at).Seconds()
 				}
 			}
-			s[7] = running[b.Spec.Pod.Name].Sub(at).Seconds()
+			s[runningSeen] = running[made.Spec.Pod.Name].Sub(at).Seconds()
 			out = append(out, s)
 		}
 		if len(out) == len(created) {
@@ -160,10 +254,10 @@ func collect(ctx context.Context, c client.Client, created, running map[string]t
 }
 
 // gone waits until no Berth of the bench is left, so that one measurement does not disturb the next.
-func gone(ctx context.Context, c client.Client) error {
+func (b bench) gone(ctx context.Context, _ []*corev1.Pod) error {
 	for {
 		var list v1alpha1.BerthList
-		if err := c.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": profile}); err != nil || len(list.Items) == 0 {
+		if err := b.client.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": profile}); err != nil || len(list.Items) == 0 {
 			return err
 		}
 		if err := pause(ctx); err != nil {
@@ -181,17 +275,31 @@ func pause(ctx context.Context) error {
 	}
 }
 
-func show(title string, samples []sample) {
+func show(title string, berth, plain []sample) {
 	fmt.Printf("\n%s: seconds from the pod's creation\n", title)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "stage\tmin\tmedian\tmax\t")
-	for i, name := range stages {
+	medians := map[string]float64{}
+	row := func(name string, stage int, samples []sample) {
 		var column []float64
 		for _, s := range samples {
-			column = append(column, s[i])
+			column = append(column, s[stage])
 		}
 		slices.Sort(column)
-		fmt.Fprintf(w, "%s\t%.3f\t%.3f\t%.3f\t\n", name, column[0], column[len(column)/2], column[len(column)-1])
+		medians[name] = column[len(column)/2]
+		fmt.Fprintf(w, "%s\t%.3f\t%.3f\t%.3f\t\n", name, column[0], medians[name], column[len(column)-1])
+	}
+	for i, name := range stages {
+		row(name, i, berth)
+	}
+	if len(plain) > 0 {
+		for i := containerStarted; i <= runningSeen; i++ {
+			row("plain kubelet: "+stages[i], i, plain)
+		}
 	}
 	w.Flush()
+	if len(plain) > 0 {
+		name := stages[runningSeen]
+		fmt.Printf("Berth's median, with a new node each, is %.2f times the plain kubelet's on a node that exists.\n", medians[name]/medians["plain kubelet: "+name])
+	}
 }

@@ -1,0 +1,94 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestUp starts the cluster where that cannot work or is interrupted. Each time one sentence says why, nothing stays, and
+// afterwards it starts. It stops the cluster of the other tests for as long.
+func TestUp(t *testing.T) {
+	if out, err := berth("down"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := berth("up"); err != nil {
+			t.Errorf("the cluster does not start any more: %v\n%s", err, out)
+		}
+	})
+	program := filepath.Join(top, "bin", "berth")
+	refused := func(t *testing.T, want string, command ...string) {
+		t.Helper()
+		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("%v, %q; want %q", err, out, want)
+		}
+		nothingRuns(t)
+	}
+	t.Run("no root", func(t *testing.T) {
+		refused(t, "needs root", "unshare", "--user", program, "up")
+	})
+	t.Run("port taken", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:6443")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		refused(t, "port 6443 is taken by another program", program, "up")
+	})
+	t.Run("no cgroups", func(t *testing.T) {
+		refused(t, `cgroup controller "memory" is not there`, "unshare", "--mount", "bash", "-c", "mount -t tmpfs none /sys/fs/cgroup && exec "+program+" up")
+	})
+	t.Run("no nftables", func(t *testing.T) {
+		refused(t, "command nft is missing: install Debian package nftables", "env", "PATH="+t.TempDir(), program, "up")
+	})
+	for _, at := range []string{"", "etcd is ready", "kube-apiserver is ready"} {
+		t.Run("interrupted at "+at, func(t *testing.T) {
+			cmd := exec.Command(program, "up")
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			for lines := bufio.NewScanner(stdout); at != "" && lines.Scan() && !strings.Contains(lines.Text(), at); {
+			}
+			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(drain(stdout), cmd.Wait()); err == nil {
+				t.Error("berth up did not notice the interruption")
+			}
+			if at != "" && !strings.Contains(stderr.String(), "interrupted before the cluster was ready") {
+				t.Errorf("berth up said: %s", &stderr)
+			}
+			nothingRuns(t)
+		})
+	}
+}
+
+func drain(r io.Reader) error {
+	_, err := io.Copy(io.Discard, r)
+	return err
+}
+
+// nothingRuns fails if anything of Berth but its state is on the machine.
+func nothingRuns(t *testing.T) {
+	t.Helper()
+	for _, left := range leftovers() {
+		if left != "directory: /var/lib/berth" {
+			t.Errorf("left behind: %s", left)
+		}
+	}
+}
