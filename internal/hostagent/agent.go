@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"time"
 
-	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -112,7 +111,7 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	if err != nil {
 		return nil, fmt.Errorf("read --client-ca: %w", err)
 	}
-	cri, err := remote.NewRemoteRuntimeService(ctx, "unix://"+o.Dirs.ContainerdSocket(), criTimeout, noop.NewTracerProvider(), false)
+	cri, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + o.Dirs.ContainerdSocket()).WithConnectionTimeout(criTimeout).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/berth-run/berth/internal/kit/conditions"
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/nodeconfig"
+	"github.com/berth-run/berth/internal/podcgroup"
 	"github.com/berth-run/berth/internal/podnet"
 )
 
@@ -114,7 +115,7 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.issuer.ensure(gctx, b, dir) })
-	g.Go(func() error { return makeCgroup(uid, b.Spec.Size) })
+	g.Go(func() error { return podcgroup.Make(uid, b.Spec.Size) })
 	g.Go(func() error {
 		c := podnet.Config{IP: b.Spec.IP, Gateway: layout.GatewayIP, MTU: r.mtu}
 		if err := podnet.Write(r.options.Dirs.PodNetwork(uid), c); err != nil {
@@ -141,7 +142,7 @@ func (r *reconciler) limit(b *v1alpha1.Berth) error {
 	if b.Status.Timeline.ContainerStarted == nil || r.limited[uid] {
 		return nil
 	}
-	if err := limitCPU(uid, b.Spec.Size); err != nil {
+	if err := podcgroup.LimitCPU(uid, b.Spec.Size); err != nil {
 		return err
 	}
 	r.limited[uid] = true
@@ -199,7 +200,7 @@ func (r *reconciler) clean(ctx context.Context, uid, node, ip string) error {
 	if err := r.net.RemovePod(ctx, link, ip); err != nil {
 		return err
 	}
-	if err := removeCgroup(layout.PodCgroupPath(uid)); err != nil {
+	if err := podcgroup.Remove(layout.PodCgroupPath(uid)); err != nil {
 		return err
 	}
 	r.forget(uid)

@@ -149,7 +149,7 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	}
 	size, err := sizing.ForPod(&pod.Spec, profile.Spec.Sizing)
 	if err != nil {
-		return nil, &refusal{eks.ReasonTooLarge, err.Error(), ""}, nil
+		return nil, &refusal{eks.ReasonTooLarge, err.Error(), ""}, nil //nolint:nilerr // it is the answer
 	}
 	return r.place(ctx, pod, profile, size)
 }
