@@ -108,6 +108,9 @@ const (
 	HAProxyMaster = "master.sock"
 )
 
+// ShimDirs is a file with these directories, as JSON, for the microVMs' shims: containerd tells them only where its socket is.
+func (d Dirs) ShimDirs() string { return filepath.Join(d.Run, "shim.json") }
+
 // AgentSocket is where the host agent hears from node processes (unix datagrams, see nodeconfig.Event).
 func (d Dirs) AgentSocket() string { return filepath.Join(d.Run, "agent.sock") }
 
