@@ -69,6 +69,7 @@ func Run(ctx context.Context, o Options) error {
 		func(ctx context.Context) error { return r.journal.listen(ctx, o.Dirs.AgentSocket()) },
 		func(ctx context.Context) error { return r.report(ctx) },
 		func(ctx context.Context) error { return r.sweep(ctx) },
+		r.isolations.run,
 		r.policies.run,
 	} {
 		if err := mgr.Add(part); err != nil {
@@ -135,9 +136,10 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	events := make(chan event.GenericEvent, 1024)
 	r := &reconciler{
 		client: mgr.GetClient(), cri: cri, options: o, net: host, subnets: ranges, policies: held, mtu: mtu,
-		issuer:    &issuer{kube: kube, apiServer: config.Host, ca: ca},
-		processes: newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
-		kubelets:  map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
+		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca},
+		processes:  newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
+		isolations: newIsolations(o.Dirs, o.BinDir, unable{}),
+		kubelets:   map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
 	}
 	r.wake = func(key types.NamespacedName) {
 		events <- event.GenericEvent{Object: &v1alpha1.Berth{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}}
@@ -176,6 +178,7 @@ func (r *reconciler) report(ctx context.Context) error {
 		}
 		select {
 		case <-tick.C:
+		case <-r.isolations.changed:
 		case <-ctx.Done():
 			return nil
 		}
@@ -216,7 +219,7 @@ func (r *reconciler) reportOnce(ctx context.Context) error {
 	}
 	_, address := network.Uplink()
 	h.Status.Capacity, h.Status.Free, h.Status.Address = capacity, free, address
-	h.Status.Isolations = []v1alpha1.Isolation{v1alpha1.IsolationGVisor}
+	h.Status.Isolations, h.Status.Probes = r.isolations.status()
 	h.Status.AgentVersion, h.Status.HeartbeatTime = Version, metav1.Now()
 	conditions.Set(&h.Status.Conditions, v1alpha1.ConditionReady, true, h.Generation, "AgentReports", "the host agent reports and takes pods")
 	if err := r.client.Status().Patch(ctx, h, client.MergeFrom(before)); err != nil {

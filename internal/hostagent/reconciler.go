@@ -45,7 +45,9 @@ type reconciler struct {
 	issuer    *issuer
 	processes *nodeProcesses
 	journal   *journal
-	wake      func(types.NamespacedName)
+	// isolations that this machine can run.
+	isolations *isolations
+	wake       func(types.NamespacedName)
 
 	sweeping sync.Mutex
 
@@ -116,7 +118,7 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.issuer.ensure(gctx, b, dir) })
-	g.Go(func() error { return podcgroup.Make(uid, b.Spec.Size) })
+	g.Go(func() error { return podcgroup.Make(uid, cgroupSize(b.Spec)) })
 	g.Go(func() error {
 		subnet, err := r.subnets.cover(gctx, b.Spec.SubnetName)
 		if err != nil {
@@ -292,8 +294,8 @@ func (r *reconciler) nodeConfig(b *v1alpha1.Berth, kubelet netip.Addr) nodeconfi
 		RootDir:       root, PodLogsDir: filepath.Join(root, "logs"),
 		Kubeconfig:  filepath.Join(run, kubeconfigFile),
 		ServingCert: filepath.Join(run, servingCertFile), ServingKey: filepath.Join(run, servingKeyFile), ClientCA: o.ClientCA,
-		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), PrivateImages: o.Dirs.PrivateImages(), RuntimeHandler: layout.RuntimeHandlerGVisor,
-		PortForward: []string{filepath.Join(o.BinDir, "runsc"), "--root=" + filepath.Join(o.Dirs.Run, "runsc", "k8s.io")}, CgroupParent: layout.PodCgroupPath(uid),
+		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), PrivateImages: o.Dirs.PrivateImages(), RuntimeHandler: runtimeHandler(b.Spec.Isolation),
+		PortForward: portForward(b.Spec.Isolation, o), AllowPrivileged: b.Spec.AllowPrivileged, CgroupParent: layout.PodCgroupPath(uid),
 		ClusterDomain: layout.ClusterDomain, ClusterDNS: o.ClusterDNS, ResolvConf: resolvConf(), EventSocket: o.Dirs.AgentSocket(),
 	}
 }
