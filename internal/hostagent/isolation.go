@@ -52,6 +52,8 @@ type isolations struct {
 	file   string
 	boot   func() string // identifies the machine's boot
 	now    func() time.Time
+	// found is called with each result.
+	found func(v1alpha1.IsolationProbe)
 	// changed gets a value when status has changed.
 	changed chan struct{}
 
@@ -69,7 +71,7 @@ type finding struct {
 }
 
 func newIsolations(dirs layout.Dirs, binDir string, p prober) *isolations {
-	i := &isolations{prober: p, binDir: binDir, file: dirs.MicroVMProbe(), now: time.Now, changed: make(chan struct{}, 1)}
+	i := &isolations{prober: p, binDir: binDir, file: dirs.MicroVMProbe(), now: time.Now, found: func(v1alpha1.IsolationProbe) {}, changed: make(chan struct{}, 1)}
 	i.boot = func() string {
 		id, err := os.ReadFile(bootID)
 		if err != nil {
@@ -144,6 +146,7 @@ func (i *isolations) look(ctx context.Context) {
 
 // set notes a result; one that says the same as before keeps its time.
 func (i *isolations) set(p v1alpha1.IsolationProbe) {
+	i.found(p)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	held := &i.microvm

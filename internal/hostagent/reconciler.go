@@ -44,6 +44,7 @@ type reconciler struct {
 	mtu       int
 	issuer    *issuer
 	processes *nodeProcesses
+	machines  *machines
 	journal   *journal
 	// isolations that this machine can run.
 	isolations *isolations
