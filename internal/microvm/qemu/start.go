@@ -120,8 +120,8 @@ func cgroupDirs(path string) ([]string, error) {
 		return nil, fmt.Errorf("find cgroup %s: %w", path, err)
 	}
 	var dirs []string
-	for _, dir := range m.GetPaths() {
-		if dir == "" {
+	for controller, dir := range m.GetPaths() {
+		if dir == "" || controller == "devices" { // devices are the jail's business
 			continue
 		}
 		if _, err := os.Stat(dir); err != nil {
