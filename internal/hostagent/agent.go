@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"time"
 
-	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -113,7 +112,7 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	if err != nil {
 		return nil, fmt.Errorf("read --client-ca: %w", err)
 	}
-	cri, err := remote.NewRemoteRuntimeService(ctx, "unix://"+o.Dirs.ContainerdSocket(), criTimeout, noop.NewTracerProvider(), false)
+	cri, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + o.Dirs.ContainerdSocket()).WithConnectionTimeout(criTimeout).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}
@@ -129,10 +128,14 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	if err != nil {
 		return nil, err
 	}
+	ranges, err := newSubnets(mgr, host)
+	if err != nil {
+		return nil, err
+	}
 	mtu, _ := network.Uplink()
 	events := make(chan event.GenericEvent, 1024)
 	r := &reconciler{
-		client: mgr.GetClient(), cri: cri, options: o, net: host, policies: held, mtu: mtu,
+		client: mgr.GetClient(), cri: cri, options: o, net: host, subnets: ranges, policies: held, mtu: mtu,
 		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca},
 		processes:  newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
 		isolations: newIsolations(o.Dirs, o.BinDir, unable{}),
@@ -210,6 +213,9 @@ func (r *reconciler) reportOnce(ctx context.Context) error {
 			left.Sub(size[name])
 		}
 		free[name] = left
+	}
+	if h.Status.Networks, err = networks(r.options.Dirs); err != nil {
+		return err
 	}
 	_, address := network.Uplink()
 	h.Status.Capacity, h.Status.Free, h.Status.Address = capacity, free, address

@@ -29,6 +29,7 @@ import (
 	"github.com/berth-run/berth/internal/kit/conditions"
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/nodeconfig"
+	"github.com/berth-run/berth/internal/podcgroup"
 	"github.com/berth-run/berth/internal/podnet"
 )
 
@@ -38,6 +39,7 @@ type reconciler struct {
 	cri       internalapi.RuntimeService
 	options   Options
 	net       *network.Host
+	subnets   *subnets
 	policies  *policies
 	mtu       int
 	issuer    *issuer
@@ -116,9 +118,16 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.issuer.ensure(gctx, b, dir) })
-	g.Go(func() error { return makeCgroup(uid, cgroupSize(b.Spec)) })
+	g.Go(func() error { return podcgroup.Make(uid, cgroupSize(b.Spec)) })
 	g.Go(func() error {
-		c := podnet.Config{IP: b.Spec.IP, Gateway: layout.GatewayIP, MTU: r.mtu}
+		subnet, err := r.subnets.cover(gctx, b.Spec.SubnetName)
+		if err != nil {
+			return err
+		}
+		c := podnet.Config{IP: b.Spec.IP, Gateway: layout.GatewayIP, MTU: r.mtu, Subnet: subnet.String()}
+		if w := b.Spec.Bandwidth; w != nil {
+			c.Ingress, c.Egress = bits(w.Ingress), bits(w.Egress)
+		}
 		if err := podnet.Write(r.options.Dirs.PodNetwork(uid), c); err != nil {
 			return err
 		}
@@ -143,7 +152,7 @@ func (r *reconciler) limit(b *v1alpha1.Berth) error {
 	if b.Status.Timeline.ContainerStarted == nil || r.limited[uid] {
 		return nil
 	}
-	if err := limitCPU(uid, b.Spec.Size); err != nil {
+	if err := podcgroup.LimitCPU(uid, b.Spec.Size); err != nil {
 		return err
 	}
 	r.limited[uid] = true
@@ -201,7 +210,7 @@ func (r *reconciler) clean(ctx context.Context, uid, node, ip string) error {
 	if err := r.net.RemovePod(ctx, link, ip); err != nil {
 		return err
 	}
-	if err := removeCgroup(layout.PodCgroupPath(uid)); err != nil {
+	if err := podcgroup.Remove(layout.PodCgroupPath(uid)); err != nil {
 		return err
 	}
 	r.forget(uid)

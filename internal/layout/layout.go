@@ -70,10 +70,12 @@ type Dirs struct {
 	Run string
 	// Log holds one file per part.
 	Log string
+	// CNI may hold an operator's own CNI chain (a .conflist), which is used instead of ours.
+	CNI string
 }
 
 // Default directories.
-var Default = Dirs{State: "/var/lib/berth", Run: "/run/berth", Log: "/var/log/berth"}
+var Default = Dirs{State: "/var/lib/berth", Run: "/run/berth", Log: "/var/log/berth", CNI: "/etc/berth/cni"}
 
 // PKI holds certificates and keys; Kubeconfig(part) the kubeconfigs made from them.
 func (d Dirs) PKI() string                   { return filepath.Join(d.State, "pki") }

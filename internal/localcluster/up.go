@@ -124,7 +124,7 @@ func follow(ctx context.Context, dirs layout.Dirs, out io.Writer, ended <-chan e
 		case <-ctx.Done():
 			return errors.New("interrupted before the cluster was ready; `berth up` starts it again")
 		case err := <-ended:
-			return fmt.Errorf("the supervisor ended (%v): %s", err, lastLine(filepath.Join(dirs.Log, "supervisor.log")))
+			return fmt.Errorf("the supervisor ended (%w): %s", err, lastLine(filepath.Join(dirs.Log, "supervisor.log")))
 		case <-tick.C:
 			if time.Since(began) > startLimit {
 				return fmt.Errorf("the cluster was not ready within %s; `berth status` and the logs in %s say more", startLimit, dirs.Log)
@@ -286,7 +286,7 @@ func endProcess(pid int, limit time.Duration) error {
 	defer unix.Close(fd)
 	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
 		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
-			return nil //nolint:nilerr // it has ended
+			return nil // it has ended
 		}
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		if n, err := unix.Poll(poll, int(limit.Milliseconds())); err == nil && n > 0 {

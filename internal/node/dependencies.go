@@ -78,11 +78,11 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 		return nil, err
 	}
 	tracing := noop.NewTracerProvider()
-	runtimeService, err := remote.NewRemoteRuntimeService(ctx, cfg.CRIEndpoint, criTimeout, tracing, false)
+	runtimeService, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(cfg.CRIEndpoint).WithConnectionTimeout(criTimeout).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", cfg.CRIEndpoint, err)
 	}
-	imageService, err := remote.NewRemoteImageService(ctx, cfg.CRIEndpoint, criTimeout, tracing, false)
+	imageService, err := remote.NewRemoteImageServiceBuilder().WithEndpoint(cfg.CRIEndpoint).WithConnectionTimeout(criTimeout).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd's images at %s: %w", cfg.CRIEndpoint, err)
 	}
@@ -95,7 +95,7 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 		}
 		if err == nil {
 			var config *runtimeapi.PodSandboxConfig
-			if config, err = sandboxConfig(ctx, pod, cfg, &s.KubeletConfiguration); err == nil {
+			if config, err = sandboxConfig(ctx, pod, &s.KubeletConfiguration); err == nil {
 				runtime.startEarly(ctx, config)
 				return
 			}

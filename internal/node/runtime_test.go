@@ -133,7 +133,7 @@ func TestLists(t *testing.T) {
 		}
 		return c.lists - before
 	}
-	if list() != 1 || list() != 1 {
+	if first, second := list(), list(); first != 1 || second != 1 {
 		t.Error("without events an answer was remembered")
 	}
 	s.lists.streaming(+1)
@@ -163,7 +163,7 @@ func TestLists(t *testing.T) {
 		}
 	}
 	s.lists.streaming(-1)
-	if list() != 1 || list() != 1 {
+	if first, second := list(), list(); first != 1 || second != 1 {
 		t.Error("after the stream ended an answer was remembered")
 	}
 }

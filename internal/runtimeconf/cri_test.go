@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.opentelemetry.io/otel/trace/noop"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	remote "k8s.io/cri-client/pkg"
@@ -145,7 +144,7 @@ func (m *machine) connect(t *testing.T) {
 	endpoint := "unix://" + m.dirs.ContainerdSocket()
 	waitFor(t, "containerd", func() (err error) {
 		if m.runtime == nil {
-			if m.runtime, err = remote.NewRemoteRuntimeService(t.Context(), endpoint, time.Minute, noop.NewTracerProvider(), false); err != nil {
+			if m.runtime, err = remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(time.Minute).WithTracerProvider(nil).Build(t.Context()); err != nil {
 				return err
 			}
 		}
@@ -161,7 +160,7 @@ func (m *machine) connect(t *testing.T) {
 		return nil
 	})
 	var err error
-	if m.images, err = remote.NewRemoteImageService(t.Context(), endpoint, time.Minute, noop.NewTracerProvider(), false); err != nil {
+	if m.images, err = remote.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(time.Minute).WithTracerProvider(nil).Build(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
