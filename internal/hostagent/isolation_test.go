@@ -44,9 +44,9 @@ func newProbeStage(t *testing.T) *probeStage {
 	s := &probeStage{dirs: layout.Dirs{State: filepath.Join(top, "state")}, binDir: filepath.Join(top, "bin"),
 		prober: &fakeProber{accelerator: v1alpha1.AcceleratorTCG, reason: "no usable KVM"}, clock: time.Unix(1e9, 0), boot: "first"}
 	path := filepath.Join(top, "path")
-	for _, f := range []string{filepath.Join(path, qemuCommand), filepath.Join(s.binDir, microVMShim), filepath.Join(s.binDir, "runsc"),
-		filepath.Join(s.binDir, "containerd-shim-runsc-start"), filepath.Join(s.binDir, "containerd-shim-runsc-v1")} {
-		s.write(t, f)
+	s.write(t, filepath.Join(path, qemuCommand))
+	for _, p := range append([]string{"runsc", "containerd-shim-runsc-start", "containerd-shim-runsc-v1"}, microVMPrograms...) {
+		s.write(t, filepath.Join(s.binDir, p))
 	}
 	for _, f := range guestFiles {
 		s.write(t, filepath.Join(layout.Guest(s.binDir), f))

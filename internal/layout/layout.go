@@ -109,6 +109,9 @@ const (
 	HAProxyMaster = "master.sock"
 )
 
+// ShimDirs is a file with these directories, as JSON, for the microVMs' shims: containerd tells them only where its socket is.
+func (d Dirs) ShimDirs() string { return filepath.Join(d.Run, "shim.json") }
+
 // MicroVM holds what virtual machines need on the host: templates (Templates), images as disks (ImageDisks), and what was found
 // out about the machine (MicroVMProbe). MicroVMRun is of one sandbox.
 func (d Dirs) MicroVM() string                    { return filepath.Join(d.State, "microvm") }

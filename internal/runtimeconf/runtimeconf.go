@@ -44,7 +44,7 @@ func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 		"containerd.toml": fmt.Sprintf(containerdConfig, dirs.Containerd(), dirs.ContainerdState(), dirs.ContainerdSocket(),
 			PauseImage, HostsDir(dirs), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
 			filepath.Join(binDir, "containerd-shim-runsc-start"), filepath.Join(conf, "runsc.toml"),
-			layout.RuntimeHandlerMicroVM, filepath.Join(binDir, "containerd-shim-berth-v1"), quoted(pluginDirs(binDir)), filepath.Join(conf, "cni")),
+			layout.RuntimeHandlerMicroVM, filepath.Join(binDir, "containerd-shim-berth-start"), quoted(pluginDirs(binDir)), filepath.Join(conf, "cni")),
 	}
 	for name, content := range files {
 		if err := write(filepath.Join(conf, name), content); err != nil {

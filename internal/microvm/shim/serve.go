@@ -165,5 +165,15 @@ func Delete(out io.Writer, runDir string) error {
 	return err
 }
 
+// Info tells containerd, on out, what runtime this is.
+func Info(out io.Writer) error {
+	data, err := proto.Marshal(&types.RuntimeInfo{Name: "io.containerd.berth.v1"})
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(data)
+	return err
+}
+
 // forwardSocket is where a shim hands connections on into its guest.
 func forwardSocket(runDir string) string { return filepath.Join(runDir, "forward.sock") }
