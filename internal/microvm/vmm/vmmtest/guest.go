@@ -90,7 +90,7 @@ while true; do
   KEPT) answer=$kept ;;
   DISKS) answer=; for d in /sys/class/scsi_disk/*; do answer="$answer ${d##*:}"; done ;;
   READ) answer=$($B dd if=$(disk $a) bs=512 count=1 iflag=direct 2>/dev/null | $B tr -d '\0') ;;
-  WRITE) answer=$(echo "$b" | $B dd of=$(disk $a) bs=512 count=1 conv=sync oflag=direct 2>&1 >/dev/null | $B grep -c -i -E 'error|permit') ;;
+  WRITE) echo "$b" | $B dd of=$(disk $a) bs=512 count=1 conv=sync oflag=direct 2>/dev/null; answer=$? ;;
   PROCESSORS) answer=$($B grep -c ^processor /proc/cpuinfo) ;;
   ADDRESS) answer=$($B cat /sys/class/net/eth0/address) ;;
   BURN) i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; answer=done ;;
