@@ -22,6 +22,9 @@ CONTAINERD := containerd ctr
 SHIM       := containerd-shim-runsc-v1
 UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 
+# What the end-to-end tests' pods run in: the suite runs once for each.
+E2E_ISOLATIONS ?= gvisor
+
 # Whatever is compiled or embedded into our programs.
 SOURCES := $(shell find api cmd internal charts -type f ! -name '*_test.go' ! -path '*/testdata/*' ! -name '*.md')
 
@@ -32,12 +35,12 @@ help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n\033[1m%s\033[0m\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: deps build images ## The main job, from an empty machine to nginx pods on nodes of their own, told in the terminal.
-	@hack/demo.sh
+demo: deps build images ## The main job, from an empty machine to nginx pods on nodes of their own, told in the terminal (ISOLATION=microvm: in virtual machines).
+	@ISOLATION='$(ISOLATION)' hack/demo.sh
 
 .PHONY: up
-up: deps build images ## Start the local cluster (root).
-	@bin/berth up
+up: deps build images ## Start the local cluster (root); ISOLATION=auto, microvm or gvisor as for berth up.
+	@bin/berth up $(if $(ISOLATION),--isolation $(ISOLATION))
 
 .PHONY: down
 down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/berth.
@@ -75,7 +78,10 @@ clean: ## Remove what was built; Go's own cache stays.
 test: deps build images ## Run all tests: unit, controllers on a real API server, end to end on a real cluster (root).
 	cd api && go test ./...
 	go test ./cmd/... ./internal/... ./hack/...
-	go test -count=1 -timeout 30m ./test/...
+	@for isolation in $(E2E_ISOLATIONS); do \
+		echo "go test ./test/... (pods in isolation $$isolation)"; \
+		BERTH_ISOLATION=$$isolation go test -count=1 -timeout 30m ./test/...; \
+	done
 
 .PHONY: bench-start
 bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, beside a plain kubelet (needs make up).
