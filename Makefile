@@ -83,6 +83,10 @@ test: deps build images ## Run all tests: unit, controllers on a real API server
 		BERTH_ISOLATION=$$isolation go test -count=1 -timeout 30m ./test/...; \
 	done
 
+.PHONY: test-cycles
+test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root, about half an hour).
+	BERTH_CYCLES=500 go test -count=1 -timeout 90m -run TestCycles ./test/e2e
+
 .PHONY: bench-start
 bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, beside a plain kubelet (needs make up).
 	@go run ./test/bench/start
