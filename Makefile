@@ -15,7 +15,7 @@ KUBE_NUMBERS := $(subst ., ,$(patsubst v%,%,$(KUBE_VERSION)))
 KUBE_PACKAGE := k8s.io/component-base/version
 LDFLAGS := -s -w -X $(KUBE_PACKAGE).gitVersion=$(KUBE_VERSION) -X $(KUBE_PACKAGE).gitMajor=$(word 1,$(KUBE_NUMBERS)) -X $(KUBE_PACKAGE).gitMinor=$(word 2,$(KUBE_NUMBERS))
 
-OURS       := berth berth-controller berth-host berth-node berth-cni berth-proxy berth-lb
+OURS       := berth berth-controller berth-host berth-node berth-cni berth-proxy berth-lb berth-guest
 KUBERNETES := kube-apiserver kube-controller-manager kube-scheduler
 CONTAINERD := containerd ctr
 SHIM       := containerd-shim-runsc-v1 containerd-shim-runsc-start
@@ -45,7 +45,10 @@ down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/b
 ##@ Build
 
 .PHONY: build
-build: $(addprefix bin/,$(OURS) kubectl $(UPSTREAM) $(SHIM)) ## Build every program into bin/, if it changed.
+build: $(addprefix bin/,$(OURS) kubectl $(UPSTREAM) $(SHIM)) bin/guest/manifest.json ## Build every program and the microVM's guest into bin/, if it changed.
+
+.PHONY: guest
+guest: bin/guest/manifest.json ## Make the microVM's guest (bin/guest): kernel, initramfs, tools image, digests.
 
 .PHONY: images
 images: bin/coredns ## Make the images that work without internet (bin/images), from Debian's packages.
@@ -99,6 +102,10 @@ lint: ## Check formatting, go vet in every module of ours, and the shell scripts
 $(addprefix bin/,$(OURS)) &: $(SOURCES) go.mod go.sum
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(OURS))
 	@touch $(addprefix bin/,$(OURS))
+
+bin/guest/manifest.json: bin/berth-guest $(shell find hack/guest -type f)
+	@hack/guest/build.sh
+	@touch $@
 
 # berth acts as kubectl when it is called so.
 bin/kubectl: | bin/berth
