@@ -49,15 +49,14 @@ down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/b
 ##@ Build
 
 .PHONY: build
-build: guest $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) ## Build every program into bin/, if it changed.
+build: $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) bin/guest/manifest.json ## Build every program and the microVM's guest into bin/, if it changed.
+
+.PHONY: guest
+guest: bin/guest/manifest.json ## Make the microVM's guest (bin/guest): kernel, initramfs, tools image, digests.
 
 .PHONY: images
 images: bin/coredns ## Make the images that work without internet (bin/images), from Debian's packages.
 	@hack/images/build.sh
-
-.PHONY: guest
-guest: bin/berth-guest ## Make the microVMs' guest (bin/guest: kernel, initramfs, tools), from Debian's packages.
-	@hack/guest/build.sh
 
 .PHONY: deps
 deps: ## Install the packages that building and running need (Debian, Ubuntu), or say which are missing.
@@ -110,6 +109,10 @@ lint: bin/golangci-lint ## Check every module of ours with golangci-lint (which 
 $(addprefix bin/,$(OURS)) &: $(SOURCES) go.mod go.sum
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(OURS))
 	@touch $(addprefix bin/,$(OURS))
+
+bin/guest/manifest.json: bin/berth-guest $(shell find hack/guest -type f)
+	@hack/guest/build.sh
+	@touch $@
 
 # berth acts as kubectl when it is called so.
 bin/kubectl: | bin/berth
