@@ -131,7 +131,7 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	events := make(chan event.GenericEvent, 1024)
 	r := &reconciler{
 		client: mgr.GetClient(), cri: cri, options: o, net: host, policies: held, mtu: mtu,
-		issuer:    &issuer{kube: kube, apiServer: config.Host, ca: ca},
+		issuer:    &issuer{kube: kube, apiServer: config.Host, ca: ca, now: time.Now},
 		processes: newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
 		kubelets:  map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
 	}
