@@ -249,11 +249,11 @@ func (r *reconciler) kubeletAddress(uid string) (netip.Addr, error) {
 		if taken[addr] {
 			continue
 		}
-		r.kubelets[uid] = addr
 		path := filepath.Join(r.options.Dirs.NodeRun(uid), kubeletAddressFile)
 		if err := os.WriteFile(path, []byte(addr.String()), 0o600); err != nil {
 			return netip.Addr{}, fmt.Errorf("keep the kubelet's address: %w", err)
 		}
+		r.kubelets[uid] = addr
 		return addr, nil
 	}
 	return netip.Addr{}, fmt.Errorf("no address is left in %s for another kubelet: this host is full", layout.KubeletRange)
