@@ -15,10 +15,11 @@ KUBE_NUMBERS := $(subst ., ,$(patsubst v%,%,$(KUBE_VERSION)))
 KUBE_PACKAGE := k8s.io/component-base/version
 LDFLAGS := -s -w -X $(KUBE_PACKAGE).gitVersion=$(KUBE_VERSION) -X $(KUBE_PACKAGE).gitMajor=$(word 1,$(KUBE_NUMBERS)) -X $(KUBE_PACKAGE).gitMinor=$(word 2,$(KUBE_NUMBERS))
 
-OURS       := berth berth-controller berth-host berth-node berth-cni berth-proxy berth-lb
+OURS       := berth berth-controller berth-host berth-node berth-cni berth-proxy berth-lb containerd-shim-start containerd-shim-berth-v1
+STARTS     := containerd-shim-runsc-start containerd-shim-berth-start
 KUBERNETES := kube-apiserver kube-controller-manager kube-scheduler
 CONTAINERD := containerd ctr
-SHIM       := containerd-shim-runsc-v1 containerd-shim-runsc-start
+SHIM       := containerd-shim-runsc-v1
 UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 
 # Whatever is compiled or embedded into our programs.
@@ -45,7 +46,7 @@ down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/b
 ##@ Build
 
 .PHONY: build
-build: $(addprefix bin/,$(OURS) kubectl $(UPSTREAM) $(SHIM)) ## Build every program into bin/, if it changed.
+build: $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) ## Build every program into bin/, if it changed.
 
 .PHONY: images
 images: bin/coredns ## Make the images that work without internet (bin/images), from Debian's packages.
@@ -99,6 +100,10 @@ $(addprefix bin/,$(OURS)) &: $(SOURCES) go.mod go.sum
 # berth acts as kubectl when it is called so.
 bin/kubectl: | bin/berth
 	ln -sfn berth $@
+
+# It takes its name for the shim that it starts.
+$(addprefix bin/,$(STARTS)): | bin/containerd-shim-start
+	ln -sfn containerd-shim-start $@
 
 # kubelet: only bench-start compares with it.
 $(addprefix bin/,$(KUBERNETES) kubelet): go.mod go.sum

@@ -62,6 +62,16 @@ type Size struct {
 	EphemeralStorage resource.Quantity `json:"ephemeralStorage"`
 }
 
+// Bandwidth limits a pod's link. A direction without a limit has that of the host.
+type Bandwidth struct {
+	// ingress to the pod, in bits per second, such as 10M.
+	// +optional
+	Ingress *resource.Quantity `json:"ingress,omitempty"`
+	// egress from the pod, in bits per second.
+	// +optional
+	Egress *resource.Quantity `json:"egress,omitempty"`
+}
+
 // BerthSpec is what the scheduler decided. It never changes.
 // +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a berth cannot be changed: delete its pod"
 type BerthSpec struct {
@@ -90,6 +100,9 @@ type BerthSpec struct {
 	// size that the pod is given.
 	// +required
 	Size Size `json:"size"`
+	// bandwidth as the pod's annotations kubernetes.io/ingress-bandwidth and egress-bandwidth limit it.
+	// +optional
+	Bandwidth *Bandwidth `json:"bandwidth,omitempty"`
 	// isolation of the sandbox: microvm or gvisor.
 	// +required
 	Isolation Isolation `json:"isolation"`

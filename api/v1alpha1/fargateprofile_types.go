@@ -21,6 +21,9 @@ const AnnotationClientRequestToken = "berth.run/client-request-token"
 // ConditionReady is the summary condition of every Berth object.
 const ConditionReady = "Ready"
 
+// ConditionAddressesAvailable of a FargateProfile: a subnet of it has a free address.
+const ConditionAddressesAvailable = "AddressesAvailable"
+
 // Sizing says how a pod's size follows from its requests.
 // +kubebuilder:validation:Enum=table;exact
 type Sizing string

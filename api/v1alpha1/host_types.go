@@ -38,6 +38,11 @@ type HostStatus struct {
 	// +optional
 	Address string `json:"address,omitempty"`
 
+	// networks that this host is in by itself, such as 192.168.1.0/24. No subnet may overlap them.
+	// +listType=atomic
+	// +optional
+	Networks []string `json:"networks,omitempty"`
+
 	// agentVersion is the version of the host agent.
 	// +optional
 	AgentVersion string `json:"agentVersion,omitempty"`

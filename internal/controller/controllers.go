@@ -69,11 +69,13 @@ type Setup interface{ Setup(ctrl.Manager) error }
 // All controllers of a cluster.
 func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecorder, o Options) []Setup {
 	c, live, addresses := mgr.GetClient(), mgr.GetAPIReader(), scheduler.NewAddresses()
+	pods := scheduler.New(c, recorder, addresses, o.Region)
+	pods.Live = live
 	return []Setup{
-		scheduler.New(c, recorder, addresses, o.Region),
+		pods,
 		&berth.Reconciler{Client: c, Live: live, Recorder: recorder, Now: time.Now},
 		&profile.Reconciler{Client: c, Quotas: o.Quotas, Cluster: o.Cluster},
-		&subnet.Reconciler{Client: c, Usage: addresses, Now: time.Now},
+		&subnet.Reconciler{Client: c, Live: live, Usage: addresses, Now: time.Now},
 		&host.Reconciler{Client: c, Now: time.Now},
 		&nodecert.Reconciler{Client: c, Live: live, Approver: kube},
 	}

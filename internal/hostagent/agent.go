@@ -127,10 +127,14 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	if err != nil {
 		return nil, err
 	}
+	ranges, err := newSubnets(mgr, host)
+	if err != nil {
+		return nil, err
+	}
 	mtu, _ := network.Uplink()
 	events := make(chan event.GenericEvent, 1024)
 	r := &reconciler{
-		client: mgr.GetClient(), cri: cri, options: o, net: host, policies: held, mtu: mtu,
+		client: mgr.GetClient(), cri: cri, options: o, net: host, subnets: ranges, policies: held, mtu: mtu,
 		issuer:    &issuer{kube: kube, apiServer: config.Host, ca: ca, now: time.Now},
 		processes: newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
 		kubelets:  map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
@@ -206,6 +210,9 @@ func (r *reconciler) reportOnce(ctx context.Context) error {
 			left.Sub(size[name])
 		}
 		free[name] = left
+	}
+	if h.Status.Networks, err = networks(r.options.Dirs); err != nil {
+		return err
 	}
 	_, address := network.Uplink()
 	h.Status.Capacity, h.Status.Free, h.Status.Address = capacity, free, address

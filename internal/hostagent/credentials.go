@@ -37,6 +37,8 @@ const (
 	renewLeft = certificateLife / 3
 	// renewRetry: what could not be renewed is tried again then.
 	renewRetry = time.Hour
+	// createLimit is how long the API server may take to accept a request.
+	createLimit = 30 * time.Second
 )
 
 // Files of a node's credentials, in its run directory. Each of the PEM files holds a certificate and its key, so that both
@@ -160,7 +162,10 @@ func (i *issuer) issue(ctx context.Context, b *v1alpha1.Berth, file, kind, signe
 // signed submits the request, waits until it is signed or refused, and removes it.
 func (i *issuer) signed(ctx context.Context, csr *certificates.CertificateSigningRequest) ([]byte, error) {
 	requests := i.kube.CertificatesV1().CertificateSigningRequests()
-	csr, err := requests.Create(ctx, csr, metav1.CreateOptions{})
+	// Not cancelled half-way: what was created and whose name is not known could not be removed.
+	createCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
+	defer cancel()
+	csr, err := requests.Create(createCtx, csr, metav1.CreateOptions{})
 	if err != nil {
 		return nil, err
 	}

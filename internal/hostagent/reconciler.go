@@ -39,6 +39,7 @@ type reconciler struct {
 	cri       internalapi.RuntimeService
 	options   Options
 	net       *network.Host
+	subnets   *subnets
 	policies  *policies
 	mtu       int
 	issuer    *issuer
@@ -123,7 +124,14 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 	})
 	g.Go(func() error { return podcgroup.Make(uid, b.Spec.Size) })
 	g.Go(func() error {
-		c := podnet.Config{IP: b.Spec.IP, Gateway: layout.GatewayIP, MTU: r.mtu}
+		subnet, err := r.subnets.cover(gctx, b.Spec.SubnetName)
+		if err != nil {
+			return err
+		}
+		c := podnet.Config{IP: b.Spec.IP, Gateway: layout.GatewayIP, MTU: r.mtu, Subnet: subnet.String()}
+		if w := b.Spec.Bandwidth; w != nil {
+			c.Ingress, c.Egress = bits(w.Ingress), bits(w.Egress)
+		}
 		if err := podnet.Write(r.options.Dirs.PodNetwork(uid), c); err != nil {
 			return err
 		}

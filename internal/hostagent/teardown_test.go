@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/podcgroup"
 )
 
@@ -246,7 +247,7 @@ func TestKubeletAddresses(t *testing.T) {
 	if again := take(later, "d"); again != a {
 		t.Errorf("a freed address is not used again: %s", again)
 	}
-	for addr := a; len(later.kubelets) < 2047; addr = addr.Next() {
+	for addr := a; netip.MustParsePrefix(layout.KubeletRange).Contains(addr); addr = addr.Next() {
 		later.kubelets[addr.String()] = addr
 	}
 	if _, err := later.kubeletAddress("e"); err == nil || !strings.Contains(err.Error(), "this host is full") {

@@ -69,10 +69,12 @@ type Dirs struct {
 	Run string
 	// Log holds one file per part.
 	Log string
+	// CNI may hold an operator's own CNI chain (a .conflist), which is used instead of ours.
+	CNI string
 }
 
 // Default directories.
-var Default = Dirs{State: "/var/lib/berth", Run: "/run/berth", Log: "/var/log/berth"}
+var Default = Dirs{State: "/var/lib/berth", Run: "/run/berth", Log: "/var/log/berth", CNI: "/etc/berth/cni"}
 
 // PKI holds certificates and keys; Kubeconfig(part) the kubeconfigs made from them.
 func (d Dirs) PKI() string                   { return filepath.Join(d.State, "pki") }
@@ -105,6 +107,9 @@ const (
 	HAProxySocket = "haproxy.sock"
 	HAProxyMaster = "master.sock"
 )
+
+// ShimDirs is a file with these directories, as JSON, for the microVMs' shims: containerd tells them only where its socket is.
+func (d Dirs) ShimDirs() string { return filepath.Join(d.Run, "shim.json") }
 
 // AgentSocket is where the host agent hears from node processes (unix datagrams, see nodeconfig.Event).
 func (d Dirs) AgentSocket() string { return filepath.Join(d.Run, "agent.sock") }

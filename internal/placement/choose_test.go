@@ -148,7 +148,7 @@ func FuzzChoose(f *testing.F) {
 	f.Fuzz(func(t *testing.T, need, capacity, used int64, free, pods int, ready bool, zone string) {
 		in := input(func(in *Input) {
 			in.Size.Memory = *resource.NewQuantity(need, resource.BinarySI)
-			in.Subnets = []SubnetState{{"a", zone, free, pods}, {"b", "zb", 0, 0}}
+			in.Subnets = []SubnetState{{"a", zone, free, 11, pods}, {"b", "zb", 0, 11, 0}}
 			in.Hosts[0].Ready = ready
 			in.Hosts[0].Capacity = corev1.ResourceList{corev1.ResourceMemory: *resource.NewQuantity(capacity, resource.BinarySI)}
 			in.Hosts[0].Used = corev1.ResourceList{corev1.ResourceMemory: *resource.NewQuantity(used, resource.BinarySI)}

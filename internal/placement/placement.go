@@ -20,8 +20,8 @@ import (
 // SubnetState is a subnet as the scheduler sees it now.
 type SubnetState struct {
 	Name, Zone string
-	// FreeIPs is how many addresses can be taken now.
-	FreeIPs int
+	// FreeIPs is how many of its Size addresses can be taken now.
+	FreeIPs, Size int
 	// Pods of the profile that are in it now.
 	Pods int
 }
@@ -115,7 +115,7 @@ func Choose(in Input, region string) (Choice, error) {
 	var short []string
 	for _, s := range subnets {
 		if s.FreeIPs <= 0 {
-			short = append(short, fmt.Sprintf("subnet %s has no free address", s.Name))
+			short = append(short, fmt.Sprintf("subnet %s has no free address (0 of %d)", s.Name, s.Size))
 			continue
 		}
 		host, isolation, why := chooseHost(in, s.Zone)

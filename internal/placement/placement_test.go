@@ -16,7 +16,7 @@ func input(change func(*Input)) Input {
 		Pod:         &corev1.Pod{},
 		Size:        v1alpha1.Size{CPU: resource.MustParse("250m"), Memory: resource.MustParse("512Mi"), EphemeralStorage: resource.MustParse("20Gi")},
 		ProfileName: "web",
-		Subnets:     []SubnetState{{"a", "za", 10, 1}, {"b", "zb", 10, 0}, {"c", "zc", 9, 0}},
+		Subnets:     []SubnetState{{"a", "za", 10, 11, 1}, {"b", "zb", 10, 11, 0}, {"c", "zc", 9, 11, 0}},
 		Hosts: []HostState{{Name: "h1", Zones: []string{"za", "zb", "zc"}, Ready: true, Isolations: []v1alpha1.Isolation{v1alpha1.IsolationGVisor},
 			Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}}},
 	}

@@ -27,6 +27,11 @@ func Findings(pod *corev1.Pod, opts Options) []Finding {
 			break
 		}
 	}
+	for _, annotation := range []string{AnnotationIngress, AnnotationEgress} {
+		if why := bandwidths(pod)[annotation]; why != "" {
+			add("write bits per second, such as 10M, or remove it", why, "metadata.annotations[%s]", annotation)
+		}
+	}
 	for _, f := range []struct {
 		set  bool
 		name string

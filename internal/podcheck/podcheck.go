@@ -62,6 +62,9 @@ func Violations(pod *corev1.Pod, opts Options) []string {
 	if names := foreignResources(containers); len(names) > 0 {
 		add("resources not supported: " + strings.Join(names, ", "))
 	}
+	for _, annotation := range []string{AnnotationIngress, AnnotationEgress} {
+		add(bandwidths(pod)[annotation])
+	}
 	return out
 }
 

@@ -34,12 +34,16 @@ func write(file, content string) error {
 // WriteContainerd writes containerd's, gVisor's and CNI's configuration and returns the path of containerd's.
 func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 	conf := dirs.Config()
+	chain, err := cniChain(dirs, binDir)
+	if err != nil {
+		return "", err
+	}
 	files := map[string]string{
 		"runsc.toml":            fmt.Sprintf(runscConfig, filepath.Join(binDir, "runsc"), filepath.Join(dirs.Run, "runsc")),
-		"cni/10-berth.conflist": fmt.Sprintf(cniConfig, dirs.Run),
+		"cni/10-berth.conflist": chain,
 		"containerd.toml": fmt.Sprintf(containerdConfig, dirs.Containerd(), dirs.ContainerdState(), dirs.ContainerdSocket(),
 			PauseImage, HostsDir(dirs), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
-			filepath.Join(binDir, "containerd-shim-runsc-start"), filepath.Join(conf, "runsc.toml"), binDir, filepath.Join(conf, "cni")),
+			filepath.Join(binDir, "containerd-shim-runsc-start"), filepath.Join(conf, "runsc.toml"), quoted(pluginDirs(binDir)), filepath.Join(conf, "cni")),
 	}
 	for name, content := range files {
 		if err := write(filepath.Join(conf, name), content); err != nil {
@@ -89,13 +93,6 @@ storage:
   filesystem: {rootdirectory: %s}
   delete: {enabled: true}
 http: {addr: "127.0.0.1:%d"}
-`
-
-const cniConfig = `{
-  "cniVersion": "1.0.0",
-  "name": "berth",
-  "plugins": [{"type": "berth-cni", "runDir": %q}]
-}
 `
 
 // runscConfig: systrap needs no hardware virtualization; writes of a container go to the sandbox's own memory-backed or
@@ -148,7 +145,7 @@ disabled_plugins = [
         TypeUrl = "io.containerd.runsc.v1.options"
         ConfigPath = %q
   [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = [%q]
+    bin_dirs = [%s]
     conf_dir = %q
     use_internal_loopback = true
 `

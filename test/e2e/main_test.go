@@ -148,7 +148,7 @@ func leftovers() []string {
 		"cgroup":        "find /sys/fs/cgroup -maxdepth 2 -name berth -type d",
 		"directory":     "ls -d /run/berth /var/lib/berth 2>/dev/null || true",
 		"local route":   "ip route show table local | grep 10.90.240 || true",
-		"haproxy":       "pgrep -fa /run/berth/lb || true",
+		"haproxy":       "pgrep -fa '[/]run/berth/lb' || true",
 		"process (bin)": "for e in /proc/[0-9]*/exe; do readlink $e; done 2>/dev/null | grep '^" + top + "/bin/' || true",
 	} {
 		out, err := exec.Command("bash", "-c", command).CombinedOutput()

@@ -34,6 +34,9 @@ const (
 	retryInterval = 5 * time.Minute
 	// bindRetry: a pod whose binding met a conflict is looked at again then.
 	bindRetry = time.Second
+	// takeTries is how often another address is tried when another controller has taken the chosen one; each try knows of all
+	// that were taken before it.
+	takeTries = 10
 	// repeatAfter: the same event is said again no sooner.
 	repeatAfter = 5 * time.Minute
 	// maxPodName is how much of a pod's name is in that of its Berth.
@@ -42,7 +45,9 @@ const (
 
 // Reconciler places pods.
 type Reconciler struct {
-	Client    client.Client
+	Client client.Client
+	// Live reads past the cache; nil: Client does.
+	Live      client.Reader
 	Recorder  record.EventRecorder
 	Addresses *Addresses
 	Region    string
@@ -190,18 +195,38 @@ func (r *Reconciler) forget(berth *v1alpha1.Berth) {
 
 // place chooses and writes the decision down.
 func (r *Reconciler) place(ctx context.Context, pod *corev1.Pod, profile *v1alpha1.FargateProfile, size v1alpha1.Size) (*v1alpha1.Berth, *refusal, error) {
-	berth, no, err := r.choose(ctx, pod, profile, size)
-	if no != nil || err != nil {
-		return nil, no, err
+	for try := 1; ; try++ {
+		berth, no, err := r.choose(ctx, pod, profile, size)
+		if no != nil || err != nil {
+			return nil, no, err
+		}
+		err = r.Addresses.Commit(ctx, r.live(), r.Client, pod.UID, r.Now())
+		if err == nil {
+			err = r.Client.Create(ctx, berth)
+		}
+		if err == nil {
+			return berth, nil, nil
+		}
+		r.giveUp(pod)
+		if try == takeTries || !errors.Is(err, errTaken) {
+			return nil, nil, fmt.Errorf("create berth %s: %w", berth.Name, err)
+		}
 	}
-	if err := r.Client.Create(ctx, berth); err != nil {
-		r.placing.Lock()
-		defer r.placing.Unlock()
-		delete(r.pending, pod.UID)
-		r.Addresses.GiveBack(pod.UID, r.Now())
-		return nil, nil, fmt.Errorf("create berth %s: %w", berth.Name, err)
+}
+
+func (r *Reconciler) live() client.Reader {
+	if r.Live != nil {
+		return r.Live
 	}
-	return berth, nil, nil
+	return r.Client
+}
+
+// giveUp takes a choice back.
+func (r *Reconciler) giveUp(pod *corev1.Pod) {
+	r.placing.Lock()
+	defer r.placing.Unlock()
+	delete(r.pending, pod.UID)
+	r.Addresses.GiveBack(pod.UID, r.Now())
 }
 
 // choose chooses for one pod at a time, and remembers the choice until the cache shows it.
@@ -255,9 +280,18 @@ func newBerth(pod *corev1.Pod, profile *v1alpha1.FargateProfile, c placement.Cho
 		Spec: v1alpha1.BerthSpec{
 			Pod:         v1alpha1.PodReference{Name: pod.Name, UID: pod.UID},
 			ProfileName: profile.Name, HostName: c.Host, SubnetName: c.Subnet, Zone: c.Zone,
-			NodeName: node, IP: ip, Size: size, Isolation: c.Isolation,
+			NodeName: node, IP: ip, Size: size, Isolation: c.Isolation, Bandwidth: bandwidth(pod),
 		},
 	}
+}
+
+// bandwidth is what the pod's annotations, which podcheck found good, allow it.
+func bandwidth(pod *corev1.Pod) *v1alpha1.Bandwidth {
+	ingress, egress, err := podcheck.Bandwidth(pod)
+	if err != nil || ingress == nil && egress == nil {
+		return nil
+	}
+	return &v1alpha1.Bandwidth{Ingress: ingress, Egress: egress}
 }
 
 // bind binds the pod to its node; annotation and label (which a pod without a webhook lacks) travel with the binding, in one write.
