@@ -15,7 +15,7 @@ KUBE_NUMBERS := $(subst ., ,$(patsubst v%,%,$(KUBE_VERSION)))
 KUBE_PACKAGE := k8s.io/component-base/version
 LDFLAGS := -s -w -X $(KUBE_PACKAGE).gitVersion=$(KUBE_VERSION) -X $(KUBE_PACKAGE).gitMajor=$(word 1,$(KUBE_NUMBERS)) -X $(KUBE_PACKAGE).gitMinor=$(word 2,$(KUBE_NUMBERS))
 
-OURS       := berth berth-controller berth-host berth-node berth-cni berth-proxy berth-lb containerd-shim-start containerd-shim-berth-v1
+OURS       := berth berth-controller berth-host berth-node berth-cni berth-proxy berth-lb containerd-shim-start containerd-shim-berth-v1 berth-jail berth-guest
 STARTS     := containerd-shim-runsc-start containerd-shim-berth-start
 KUBERNETES := kube-apiserver kube-controller-manager kube-scheduler
 CONTAINERD := containerd ctr
@@ -46,11 +46,15 @@ down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/b
 ##@ Build
 
 .PHONY: build
-build: $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) ## Build every program into bin/, if it changed.
+build: guest $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) ## Build every program into bin/, if it changed.
 
 .PHONY: images
 images: bin/coredns ## Make the images that work without internet (bin/images), from Debian's packages.
 	@hack/images/build.sh
+
+.PHONY: guest
+guest: bin/berth-guest ## Make the microVMs' guest (bin/guest: kernel, initramfs, tools), from Debian's packages.
+	@hack/guest/build.sh
 
 .PHONY: deps
 deps: ## Install the packages that building and running need (Debian, Ubuntu), or say which are missing.

@@ -16,6 +16,11 @@ needs=(
   "curl|curl|the demo"
   "script|bsdutils|the demo"
   "tar|tar|images"
+  "qemu-system-x86_64|qemu-system-x86|microVMs"
+  "mkfs.erofs|erofs-utils|microVMs' image disks"
+  "mkfs.ext4|e2fsprogs|microVMs' ephemeral disks"
+  "cpio|cpio|the microVMs' guest"
+  "lz4|lz4|the microVMs' guest"
 )
 missing=() packages=()
 for need in "${needs[@]}"; do

@@ -48,7 +48,11 @@ func run(args []string) error {
 	case action == "delete":
 		return shim.Delete(os.Stdout, dirs.MicroVMRun(*id))
 	case action == "":
-		return shim.Serve(*namespace, os.Getenv("TTRPC_ADDRESS"), options(dirs, *id))
+		o, err := options(dirs, *id)
+		if err != nil {
+			return err
+		}
+		return shim.Serve(*namespace, os.Getenv("TTRPC_ADDRESS"), o)
 	default:
 		return fmt.Errorf("there is no command %q", action)
 	}

@@ -44,8 +44,11 @@ type reconciler struct {
 	mtu       int
 	issuer    *issuer
 	processes *nodeProcesses
+	machines  *machines
 	journal   *journal
-	wake      func(types.NamespacedName)
+	// isolations that this machine can run.
+	isolations *isolations
+	wake       func(types.NamespacedName)
 
 	sweeping sync.Mutex
 
@@ -122,7 +125,7 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 		_, err := r.issuer.ensure(gctx, b, dir)
 		return err
 	})
-	g.Go(func() error { return podcgroup.Make(uid, b.Spec.Size) })
+	g.Go(func() error { return podcgroup.Make(uid, cgroupSize(b.Spec)) })
 	g.Go(func() error {
 		subnet, err := r.subnets.cover(gctx, b.Spec.SubnetName)
 		if err != nil {
@@ -308,8 +311,8 @@ func (r *reconciler) nodeConfig(b *v1alpha1.Berth, kubelet netip.Addr) nodeconfi
 		RootDir:       root, PodLogsDir: filepath.Join(root, "logs"),
 		Kubeconfig:  filepath.Join(run, kubeconfigFile),
 		ServingCert: filepath.Join(run, servingFile), ServingKey: filepath.Join(run, servingFile), ClientCA: o.ClientCA,
-		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), PrivateImages: o.Dirs.PrivateImages(), RuntimeHandler: layout.RuntimeHandlerGVisor,
-		PortForward: []string{filepath.Join(o.BinDir, "runsc"), "--root=" + filepath.Join(o.Dirs.Run, "runsc", "k8s.io")}, CgroupParent: layout.PodCgroupPath(uid),
+		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), PrivateImages: o.Dirs.PrivateImages(), RuntimeHandler: runtimeHandler(b.Spec.Isolation),
+		PortForward: portForward(b.Spec.Isolation, o), AllowPrivileged: b.Spec.AllowPrivileged, CgroupParent: layout.PodCgroupPath(uid),
 		ClusterDomain: layout.ClusterDomain, ClusterDNS: o.ClusterDNS, ResolvConf: resolvConf(), EventSocket: o.Dirs.AgentSocket(),
 	}
 }

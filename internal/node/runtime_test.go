@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"testing"
 
@@ -101,6 +102,22 @@ func TestEarlySandbox(t *testing.T) {
 				t.Errorf("the kubelet's sandbox is not listed: %v, %v", seen, err)
 			}
 		})
+	}
+}
+
+// TestAnnotations: the shim hears the pod's size from us, and nothing from the user; the pod's own annotations stay as they are.
+func TestAnnotations(t *testing.T) {
+	s, _ := newTestRuntime(t)
+	own := map[string]string{"berth.run/size-cpu-milli": "16000", "berth.run/isolation": "gvisor", "example.com/a": "b"}
+	config := sandbox(t, nil)
+	config.Annotations = own
+	s.prepare(config)
+	want := map[string]string{"example.com/a": "b", "berth.run/size-cpu-milli": "250", "berth.run/size-memory": "0", "berth.run/size-ephemeral-storage": "0"}
+	if !maps.Equal(config.Annotations, want) {
+		t.Errorf("the sandbox has %v, want %v", config.Annotations, want)
+	}
+	if len(own) != 3 || own["berth.run/size-cpu-milli"] != "16000" {
+		t.Errorf("the pod's annotations became %v", own)
 	}
 }
 

@@ -42,7 +42,7 @@ func Snapshot(profile *v1alpha1.FargateProfile, subnets []v1alpha1.Subnet, hosts
 
 func hostState(h v1alpha1.Host, berths []v1alpha1.Berth) HostState {
 	state := HostState{
-		Name: h.Name, Zones: h.Spec.Zones, Capacity: h.Status.Capacity, Isolations: h.Status.Isolations, Used: corev1.ResourceList{},
+		Name: h.Name, Zones: h.Spec.Zones, Capacity: h.Status.Capacity, Isolations: h.Status.Isolations, Probes: h.Status.Probes, Used: corev1.ResourceList{},
 		Ready: !h.Spec.Unschedulable && h.DeletionTimestamp == nil && meta.IsStatusConditionTrue(h.Status.Conditions, v1alpha1.ConditionReady),
 	}
 	for _, b := range berths {

@@ -40,27 +40,36 @@ const (
 	annotationCPU    = "berth.run/size-cpu-milli"
 )
 
-// size is what the pod is given.
+// size is what the pod is given: bytes, and thousandths of a core.
 type size struct {
-	memory, disk int64
-	vcpus        int
+	memory, disk, milliCPU int64
 }
 
 // Default size of a sandbox that carries no annotations: Fargate's smallest.
 const (
 	defaultMemory = 512 << 20
 	defaultDisk   = 20 << 30
+	defaultCPU    = 250
 )
 
 // Options are what a shim works with.
 type Options struct {
-	Driver vmm.Driver
-	// Template opens the template for a number of virtual CPUs and the tools' image that belongs to it. The caller closes the files.
-	Template func(ctx context.Context, vcpus int) (vmm.Template, *os.File, error)
-	Images   disk.Images
+	// Take finds the template for a pod's CPU, in thousandths of a core, and memory, in bytes.
+	Take   func(ctx context.Context, milliCPU, memory int64) (*Source, error)
+	Images disk.Images
 	// RunDir is the pod's directory for sockets and its ephemeral disk. It is made, and removed with the pod.
 	RunDir string
 }
+
+// Source is what a machine is restored from, and by what.
+type Source struct {
+	Driver   vmm.Driver
+	Template vmm.Template
+	// Tools is the image of the guest's programs that belongs to the template.
+	Tools *os.File
+}
+
+func (s *Source) close() { closeAll(s.Template.RAM, s.Template.State, s.Tools) }
 
 // pod is a pod's machine.
 type pod struct {
@@ -120,12 +129,12 @@ func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod
 
 // restore starts the machine and completes what the guest is to be told.
 func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want size, config *guestapi.Configure) error {
-	template, tools, err := p.options.Template(ctx, want.vcpus)
+	source, err := p.options.Take(ctx, want.milliCPU, want.memory)
 	if err != nil {
-		return fmt.Errorf("take the template for %d virtual CPUs: %w", want.vcpus, err)
+		return err
 	}
-	defer closeAll(template.RAM, template.State, tools)
-	if config.Memory, err = p.options.Driver.Blocks(template.Shape, want.memory-monitorMemory); err != nil {
+	defer source.close()
+	if config.Memory, err = source.Driver.Blocks(source.Template.Shape, want.memory-monitorMemory); err != nil {
 		return fmt.Errorf("give the machine %d MiB: %w", want.memory>>20, err)
 	}
 	var tap *os.File
@@ -137,10 +146,10 @@ func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want siz
 		defer tap.Close()
 		config.Links = []guestapi.Link{link}
 	}
-	p.machine, err = p.options.Driver.Restore(ctx, vmm.Restore{
-		Template: template, Tap: tap,
+	p.machine, err = source.Driver.Restore(ctx, vmm.Restore{
+		Template: source.Template, Tap: tap,
 		Host: vmm.Host{
-			Name: id, AgentSocket: p.agentSocket(), Console: filepath.Join(p.options.RunDir, "console.log"), Tools: tools,
+			Name: id, AgentSocket: p.agentSocket(), Console: filepath.Join(p.options.RunDir, "console.log"), Tools: source.Tools,
 			Confinement: vmm.Confinement{UID: firstUID + os.Getpid(), GID: firstUID + os.Getpid(), Cgroup: p.cgroup},
 		},
 	})
@@ -243,9 +252,8 @@ func (p *pod) imageDisk(ctx context.Context, layers []string) (int, error) {
 
 // sizeOf reads the pod's size from the sandbox's annotations.
 func sizeOf(spec *specs.Spec) (size, error) {
-	out := size{memory: defaultMemory, disk: defaultDisk, vcpus: 1}
-	milli := int64(1)
-	for key, field := range map[string]*int64{annotationMemory: &out.memory, annotationDisk: &out.disk, annotationCPU: &milli} {
+	out := size{memory: defaultMemory, disk: defaultDisk, milliCPU: defaultCPU}
+	for key, field := range map[string]*int64{annotationMemory: &out.memory, annotationDisk: &out.disk, annotationCPU: &out.milliCPU} {
 		text, ok := spec.Annotations[key]
 		if !ok {
 			continue
@@ -255,9 +263,6 @@ func sizeOf(spec *specs.Spec) (size, error) {
 			return size{}, fmt.Errorf("annotation %s is %q: a positive whole number is needed", key, text)
 		}
 		*field = n
-	}
-	for int64(out.vcpus)*1000 < milli {
-		out.vcpus *= 2
 	}
 	return out, nil
 }

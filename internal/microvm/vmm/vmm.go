@@ -118,7 +118,8 @@ type Shape struct {
 	MaxMemory int64 `json:"maxMemory"`
 }
 
-// Disk is a file with an image of a file system. It is opened as it is to be used: for reading, or for reading and writing.
+// Disk is a file with an image of a file system, open for reading, and for writing unless it is read-only. Whatever it is open for, a monitor gets a
+// read-only disk's file for reading only.
 type Disk struct {
 	File     *os.File
 	ReadOnly bool
@@ -153,13 +154,16 @@ type Boot struct {
 	Shape  Shape
 	Kernel string // path of an uncompressed kernel
 	Initrd string // path of an initramfs
-	// RAM is an empty file that becomes BaseMemory long and has the machine's memory after Snapshot. It should be sparse and in memory.
+	// RAM is an empty memfd, which becomes BaseMemory long and has the machine's memory after Snapshot. What the guest never
+	// touched stays a hole.
 	RAM *os.File
 }
 
 // Template is a saved machine. Both files are read only, from their beginning, whatever their offset.
 type Template struct {
-	Shape Shape
+	// Monitor made it, and is the one that restores it.
+	Monitor Fingerprint
+	Shape   Shape
 	// RAM should be sealed against writing, since machines cannot be trusted not to try.
 	RAM   *os.File
 	State *os.File
