@@ -94,6 +94,15 @@ bench-start: bin/kubelet ## Time from a pod's creation to its running container,
 bench-memory: ## Private memory of each process that an idle pod costs (needs make up).
 	@hack/bench-memory.sh
 
+.PHONY: bench-density bench-idle bench-delete
+N ?= 50
+bench-density: ## Hold N pods (default 50) at once: start, memory and CPU of an idle pod, end (needs make up).
+	@go run ./test/bench/hold -n $(N)
+bench-idle: ## CPU and private memory of an idle pod, and of what all pods share (needs make up).
+	@go run ./test/bench/hold -n 10 -idle 2m
+bench-delete: ## Time from a pod's deletion until nothing of it is left (needs make up).
+	@go run ./test/bench/hold -n 20 -idle 0
+
 .PHONY: bench-policy
 bench-policy: ## Time until a change is in the kernel, at 1,000 pods and 100 network policies (root; no cluster needed).
 	go test ./internal/hostagent/network -run '^$$' -bench Policies -benchtime 20x

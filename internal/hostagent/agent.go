@@ -138,7 +138,7 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	vms := newMachines(o.Dirs, o.BinDir)
 	r := &reconciler{
 		client: mgr.GetClient(), cri: cri, options: o, net: host, subnets: ranges, policies: held, mtu: mtu,
-		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca},
+		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca, now: time.Now},
 		processes:  newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
 		machines:   vms,
 		isolations: newIsolations(o.Dirs, o.BinDir, vms),
