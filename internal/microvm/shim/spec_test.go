@@ -48,6 +48,28 @@ func TestProcessNamespace(t *testing.T) {
 	}
 }
 
+// TestPrivileged: a container that may use every device finds those of its machine; others get none.
+func TestPrivileged(t *testing.T) {
+	null := int64(1)
+	for name, tc := range map[string]struct {
+		rules []specs.LinuxDeviceCgroup
+		want  bool
+	}{
+		"no rules":   {},
+		"none":       {rules: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
+		"one device": {rules: []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: &null, Minor: &null, Access: "rwm"}}},
+		"every one":  {rules: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}, want: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{Devices: tc.rules}}}
+			toGuest(spec, "id", 7)
+			if got := len(spec.Linux.Devices) > 0; got != tc.want {
+				t.Errorf("it gets devices: %v", spec.Linux.Devices)
+			}
+		})
+	}
+}
+
 func TestLayersOf(t *testing.T) {
 	for name, tc := range map[string]struct {
 		mounts []*types.Mount
