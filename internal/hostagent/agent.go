@@ -70,6 +70,7 @@ func Run(ctx context.Context, o Options) error {
 		func(ctx context.Context) error { return r.report(ctx) },
 		func(ctx context.Context) error { return r.sweep(ctx) },
 		r.isolations.run,
+		r.machines.run,
 		r.policies.run,
 	} {
 		if err := mgr.Add(part); err != nil {
@@ -133,13 +134,14 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 		return nil, err
 	}
 	mtu, _ := network.Uplink()
+	vms := newMachines(o)
 	events := make(chan event.GenericEvent, 1024)
 	r := &reconciler{
 		client: mgr.GetClient(), cri: cri, options: o, net: host, subnets: ranges, policies: held, mtu: mtu,
 		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca},
 		processes:  newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
-		isolations: newIsolations(o.Dirs, o.BinDir, unable{}),
-		kubelets:   map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
+		isolations: newIsolations(o.Dirs, o.BinDir, vms), machines: vms,
+		kubelets: map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
 	}
 	r.wake = func(key types.NamespacedName) {
 		events <- event.GenericEvent{Object: &v1alpha1.Berth{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}}

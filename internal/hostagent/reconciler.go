@@ -47,6 +47,7 @@ type reconciler struct {
 	journal   *journal
 	// isolations that this machine can run.
 	isolations *isolations
+	machines   *machines
 	wake       func(types.NamespacedName)
 
 	sweeping sync.Mutex

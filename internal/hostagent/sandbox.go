@@ -1,8 +1,6 @@
 package hostagent
 
 import (
-	"context"
-	"errors"
 	"path/filepath"
 
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -50,11 +48,4 @@ func cgroupSize(spec v1alpha1.BerthSpec) v1alpha1.Size {
 	}
 	size.Memory.Add(blockMemory)
 	return size
-}
-
-// unable is the prober of an agent without a driver of virtual machines.
-type unable struct{}
-
-func (unable) Probe(context.Context) (v1alpha1.Accelerator, string, error) {
-	return "", "", errors.New("this berth-host cannot start virtual machines")
 }
