@@ -39,12 +39,12 @@ func (s *Store) build(ctx context.Context, m Manifest) error {
 }
 
 func (s *Store) fill(ctx context.Context, dir string, m *Manifest) error {
-	ram, err := memoryFile(ramFile)
+	ram, err := MemoryFile(ramFile)
 	if err != nil {
 		return err
 	}
 	defer ram.Close()
-	state, err := memoryFile(stateFile)
+	state, err := MemoryFile(stateFile)
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func Probe(ctx context.Context, driver vmm.Driver, guest Guest, confinement vmm.
 	if err != nil {
 		return err
 	}
-	ram, err := memoryFile(ramFile)
+	ram, err := MemoryFile(ramFile)
 	if err != nil {
 		return err
 	}
