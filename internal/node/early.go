@@ -171,7 +171,7 @@ var errUnusual = errors.New("the pod's sandbox is not started early: it uses a s
 
 // sandboxConfig is what the kubelet makes of an ordinary pod (kuberuntime.generatePodSandboxConfig). It need not know
 // everything: a pod it gets wrong starts later, not wrongly.
-func sandboxConfig(ctx context.Context, pod *v1.Pod, cfg nodeconfig.Config, c *config.KubeletConfiguration) (*runtimeapi.PodSandboxConfig, error) {
+func sandboxConfig(ctx context.Context, pod *v1.Pod, c *config.KubeletConfiguration) (*runtimeapi.PodSandboxConfig, error) {
 	spec := &pod.Spec
 	if spec.RuntimeClassName != nil || spec.HostnameOverride != nil || ptr.Deref(spec.SetHostnameAsFQDN, false) || spec.Overhead != nil ||
 		!ptr.Deref(spec.HostUsers, true) || spec.HostNetwork || (spec.SecurityContext != nil && spec.SecurityContext.SELinuxOptions != nil) {

@@ -1,10 +1,13 @@
 package placement
 
 import (
+	"net/netip"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/ipam"
 )
 
 // Snapshot is the part of an Input that the cluster decides: the profile's subnets and all hosts, with what the berths take
@@ -21,6 +24,9 @@ func Snapshot(profile *v1alpha1.FargateProfile, subnets []v1alpha1.Subnet, hosts
 			continue
 		}
 		state := SubnetState{Name: name, Zone: s.Spec.Zone, FreeIPs: free(s)}
+		if prefix, err := netip.ParsePrefix(s.Spec.CIDR); err == nil {
+			state.Size = ipam.Size(prefix)
+		}
 		for _, b := range berths {
 			if b.Spec.SubnetName == name && b.Spec.ProfileName == profile.Name {
 				state.Pods++
@@ -36,7 +42,7 @@ func Snapshot(profile *v1alpha1.FargateProfile, subnets []v1alpha1.Subnet, hosts
 
 func hostState(h v1alpha1.Host, berths []v1alpha1.Berth) HostState {
 	state := HostState{
-		Name: h.Name, Zones: h.Spec.Zones, Capacity: h.Status.Capacity, Isolations: h.Status.Isolations, Used: corev1.ResourceList{},
+		Name: h.Name, Zones: h.Spec.Zones, Capacity: h.Status.Capacity, Isolations: h.Status.Isolations, Probes: h.Status.Probes, Used: corev1.ResourceList{},
 		Ready: !h.Spec.Unschedulable && h.DeletionTimestamp == nil && meta.IsStatusConditionTrue(h.Status.Conditions, v1alpha1.ConditionReady),
 	}
 	for _, b := range berths {

@@ -84,7 +84,7 @@ func (r *Reconciler) judge(ctx context.Context, csr *certificates.CertificateSig
 	}
 	req, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return "the request does not parse: " + err.Error(), nil
+		return "the request does not parse: " + err.Error(), nil //nolint:nilerr // it is the request's fault, and the answer
 	}
 	node, ok := strings.CutPrefix(req.Subject.CommonName, nodeUserPrefix)
 	if !ok || !slices.Equal(req.Subject.Organization, []string{nodesGroup}) {

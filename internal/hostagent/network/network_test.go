@@ -82,6 +82,7 @@ func TestRules(t *testing.T) {
 	check("a load balancer's port", podIP, "10.90.96.4:80", true)
 	check("another port of a load balancer's address", podIP, "10.90.96.4:81", false)
 	check("the pod reaches no other port of the host", podIP, layout.GatewayIP+":23447", false)
+	check("link-local addresses, where clouds keep their metadata", podIP, "169.254.169.254:80", false)
 	check("a foreign source address is dropped", foreign, fmt.Sprintf("%s:%d", layout.GatewayIP, layout.APIServerPort), false)
 
 	enter(t, hostNS)

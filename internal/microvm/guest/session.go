@@ -1,0 +1,103 @@
+package guest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"github.com/berth-run/berth/internal/microvm/guestapi"
+)
+
+// writeTimeout ends a session whose host reads nothing for so long.
+const writeTimeout = 5 * time.Minute
+
+// serve answers the host on one connection after another, until the listener fails.
+func (a *Agent) serve(ctx context.Context, listener Listener) error {
+	for ctx.Err() == nil {
+		conn, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		a.converse(ctx, conn)
+		_ = conn.Close()
+	}
+	return ctx.Err()
+}
+
+// converse reads lines until the host begins a session. A session that is lost for another reason than the end of the connection may be a new
+// host's Hello: then what follows is read as lines again.
+func (a *Agent) converse(ctx context.Context, conn io.ReadWriteCloser) {
+	reader := bufio.NewReader(conn)
+	for {
+		line, err := reader.ReadSlice('\n')
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return
+		}
+		// What a lost session left may come before the line.
+		switch {
+		case bytes.HasSuffix(line, []byte(guestapi.Ping)):
+			if _, err := io.WriteString(conn, guestapi.Pong); err != nil {
+				return
+			}
+		case bytes.HasSuffix(line, []byte(guestapi.Hello)):
+			if _, err := io.WriteString(conn, guestapi.Hello); err != nil {
+				return
+			}
+			a.session(ctx, struct {
+				io.Reader
+				io.WriteCloser
+			}{reader, conn})
+		}
+	}
+}
+
+// session serves streams until it is lost, and returns when nothing of it is left.
+func (a *Agent) session(ctx context.Context, conn io.ReadWriteCloser) {
+	config := yamux.DefaultConfig()
+	config.EnableKeepAlive = false
+	config.ConnectionWriteTimeout = writeTimeout
+	// A stream may stay half closed for as long as the other half lives.
+	config.StreamCloseTimeout = 0
+	config.LogOutput = io.Discard
+	session, err := yamux.Server(keepOpen{conn}, config)
+	if err != nil {
+		slog.Error("cannot begin a session", "error", err)
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var streams sync.WaitGroup
+	for {
+		stream, err := session.AcceptStream()
+		if err != nil {
+			break
+		}
+		streams.Go(func() {
+			defer func() { _ = stream.Close() }()
+			a.handle(ctx, session, stream)
+		})
+	}
+	cancel()
+	_ = session.Close()
+	streams.Wait()
+}
+
+// keepOpen leaves the connection open for what follows the session.
+type keepOpen struct{ io.ReadWriteCloser }
+
+func (keepOpen) Close() error { return nil }
+
+// bufferedConn reads first what was read along with the request.
+type bufferedConn struct {
+	net.Conn
+	reader *bufio.Reader
+}
+
+func (c *bufferedConn) Read(p []byte) (int, error) { return c.reader.Read(p) }
