@@ -18,8 +18,6 @@ import (
 const (
 	// kvmLimit is how long a guest may take to boot under KVM, which takes a good one less than a second.
 	kvmLimit = 10 * time.Second
-	// templateUID runs the machines that become templates; pods' machines have higher ones (internal/microvm/shim).
-	templateUID = 0x6fffffff
 	// sweepDisks is how often disks of images that are gone are removed.
 	sweepDisks = 10 * time.Minute
 )
@@ -43,7 +41,7 @@ func (m *machines) driver(accelerator v1alpha1.Accelerator) vmm.Driver {
 func (m *machines) guest() template.Guest { return template.GuestIn(layout.Guest(m.binDir)) }
 
 func (m *machines) confinement() vmm.Confinement {
-	return vmm.Confinement{UID: templateUID, GID: templateUID}
+	return vmm.Confinement{UID: layout.TemplateUser, GID: layout.TemplateUser}
 }
 
 func (m *machines) store(accelerator v1alpha1.Accelerator) *template.Store {
