@@ -90,6 +90,10 @@ test-cycles: deps build images ## Make and delete 500 pods and look for what the
 bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, beside a plain kubelet (needs make up).
 	@go run ./test/bench/start
 
+.PHONY: bench-restore
+bench-restore: build ## A microVM's cold boot beside its restore from a template, and QEMU's memory (root; no cluster needed).
+	@go run ./test/bench/restore
+
 .PHONY: bench-memory
 bench-memory: ## Private memory of each process that an idle pod costs (needs make up).
 	@hack/bench-memory.sh
