@@ -22,6 +22,9 @@ CONTAINERD := containerd ctr
 SHIM       := containerd-shim-runsc-v1
 UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 
+# What the end-to-end tests' pods run in: the suite runs once for each.
+E2E_ISOLATIONS ?= gvisor
+
 # Whatever is compiled or embedded into our programs.
 SOURCES := $(shell find api cmd internal charts -type f ! -name '*_test.go' ! -path '*/testdata/*' ! -name '*.md')
 
@@ -32,12 +35,12 @@ help: ## Show this list.
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n\033[1m%s\033[0m\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: deps build images ## The main job, from an empty machine to nginx pods on nodes of their own, told in the terminal.
-	@hack/demo.sh
+demo: deps build images ## The main job, from an empty machine to nginx pods on nodes of their own, told in the terminal (ISOLATION=microvm: in virtual machines).
+	@ISOLATION='$(ISOLATION)' hack/demo.sh
 
 .PHONY: up
-up: deps build images ## Start the local cluster (root).
-	@bin/berth up
+up: deps build images ## Start the local cluster (root); ISOLATION=auto, microvm or gvisor as for berth up.
+	@bin/berth up $(if $(ISOLATION),--isolation $(ISOLATION))
 
 .PHONY: down
 down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/berth.
@@ -46,15 +49,14 @@ down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/b
 ##@ Build
 
 .PHONY: build
-build: guest $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) ## Build every program into bin/, if it changed.
+build: $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) bin/guest/manifest.json ## Build every program and the microVM's guest into bin/, if it changed.
+
+.PHONY: guest
+guest: bin/guest/manifest.json ## Make the microVM's guest (bin/guest): kernel, initramfs, tools image, digests.
 
 .PHONY: images
 images: bin/coredns ## Make the images that work without internet (bin/images), from Debian's packages.
 	@hack/images/build.sh
-
-.PHONY: guest
-guest: bin/berth-guest ## Make the microVMs' guest (bin/guest: kernel, initramfs, tools), from Debian's packages.
-	@hack/guest/build.sh
 
 .PHONY: deps
 deps: ## Install the packages that building and running need (Debian, Ubuntu), or say which are missing.
@@ -75,7 +77,14 @@ clean: ## Remove what was built; Go's own cache stays.
 test: deps build images ## Run all tests: unit, controllers on a real API server, end to end on a real cluster (root).
 	cd api && go test ./...
 	go test ./cmd/... ./internal/... ./hack/...
-	go test -count=1 -timeout 30m ./test/...
+	@for isolation in $(E2E_ISOLATIONS); do \
+		echo "go test ./test/... (pods in isolation $$isolation)"; \
+		BERTH_ISOLATION=$$isolation go test -count=1 -timeout 30m ./test/...; \
+	done
+
+.PHONY: test-cycles
+test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root, about half an hour).
+	BERTH_CYCLES=500 go test -count=1 -timeout 90m -run TestCycles ./test/e2e
 
 .PHONY: bench-start
 bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, beside a plain kubelet (needs make up).
@@ -113,6 +122,10 @@ lint: bin/golangci-lint ## Check every module of ours with golangci-lint (which 
 $(addprefix bin/,$(OURS)) &: $(SOURCES) go.mod go.sum
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(OURS))
 	@touch $(addprefix bin/,$(OURS))
+
+bin/guest/manifest.json: bin/berth-guest $(shell find hack/guest -type f)
+	@hack/guest/build.sh
+	@touch $@
 
 # berth acts as kubectl when it is called so.
 bin/kubectl: | bin/berth

@@ -34,7 +34,11 @@ const (
 	bootID      = "/proc/sys/kernel/random/boot_id"
 )
 
-var guestFiles = []string{layout.GuestKernel, layout.GuestInitrd, layout.GuestTools, layout.GuestManifest}
+// What isolation microvm needs beside QEMU.
+var (
+	microVMPrograms = []string{microVMShim, "containerd-shim-berth-start", "berth-jail"}
+	guestFiles      = []string{layout.GuestKernel, layout.GuestInitrd, layout.GuestTools, layout.GuestManifest}
+)
 
 // prober tries whether this machine runs virtual machines; all that MissingForMicroVM looks for is there.
 type prober interface {
@@ -179,7 +183,7 @@ func MissingForMicroVM(binDir string) error {
 	if _, err := exec.LookPath(qemuCommand); err != nil {
 		failed = append(failed, fmt.Errorf("command %s is missing: install Debian package qemu-system-x86", qemuCommand))
 	}
-	failed = append(failed, missing(binDir, "make build", microVMShim),
+	failed = append(failed, missing(binDir, "make build", microVMPrograms...),
 		missing(layout.Guest(binDir), "make guest", guestFiles...))
 	return sentence(failed)
 }
@@ -216,7 +220,10 @@ func (i *isolations) evidence() string {
 	}
 	var b strings.Builder
 	b.WriteString(i.boot())
-	files := []string{kvmDevice, qemu, filepath.Join(i.binDir, microVMShim)}
+	files := []string{kvmDevice, qemu}
+	for _, p := range microVMPrograms {
+		files = append(files, filepath.Join(i.binDir, p))
+	}
 	for _, f := range guestFiles {
 		files = append(files, filepath.Join(layout.Guest(i.binDir), f))
 	}

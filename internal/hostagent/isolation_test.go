@@ -44,9 +44,9 @@ func newProbeStage(t *testing.T) *probeStage {
 	s := &probeStage{dirs: layout.Dirs{State: filepath.Join(top, "state")}, binDir: filepath.Join(top, "bin"),
 		prober: &fakeProber{accelerator: v1alpha1.AcceleratorTCG, reason: "no usable KVM"}, clock: time.Unix(1e9, 0), boot: "first"}
 	path := filepath.Join(top, "path")
-	for _, f := range []string{filepath.Join(path, qemuCommand), filepath.Join(s.binDir, microVMShim), filepath.Join(s.binDir, "runsc"),
-		filepath.Join(s.binDir, "containerd-shim-runsc-start"), filepath.Join(s.binDir, "containerd-shim-runsc-v1")} {
-		s.write(t, f)
+	s.write(t, filepath.Join(path, qemuCommand))
+	for _, p := range append([]string{"runsc", "containerd-shim-runsc-start", "containerd-shim-runsc-v1"}, microVMPrograms...) {
+		s.write(t, filepath.Join(s.binDir, p))
 	}
 	for _, f := range guestFiles {
 		s.write(t, filepath.Join(layout.Guest(s.binDir), f))
@@ -189,16 +189,22 @@ func TestInterruptedProbe(t *testing.T) {
 	}
 }
 
-// TestCgroupSize: a monitor has room beside its guest's memory; gVisor takes its own out of the pod's.
+// TestCgroupSize: a machine's guest reaches its own limit before the cgroup's.
 func TestCgroupSize(t *testing.T) {
-	spec := v1alpha1.BerthSpec{Size: v1alpha1.Size{CPU: resource.MustParse("1"), Memory: resource.MustParse("2Gi")}}
-	for isolation, want := range map[v1alpha1.Isolation]string{v1alpha1.IsolationGVisor: "2Gi", v1alpha1.IsolationMicroVM: "2176Mi"} {
-		spec.Isolation = isolation
-		if got := cgroupSize(spec); got.Memory.String() != want || got.CPU.String() != "1" {
-			t.Errorf("%s: %s, %s CPU; want %s", isolation, got.Memory.String(), got.CPU.String(), want)
+	for _, tc := range []struct {
+		isolation    v1alpha1.Isolation
+		memory, want string
+	}{
+		{v1alpha1.IsolationGVisor, "2Gi", "2Gi"},
+		{v1alpha1.IsolationMicroVM, "2Gi", "2176Mi"},
+		{v1alpha1.IsolationMicroVM, "64Mi", "384Mi"},
+	} {
+		spec := v1alpha1.BerthSpec{Isolation: tc.isolation, Size: v1alpha1.Size{CPU: resource.MustParse("1"), Memory: resource.MustParse(tc.memory)}}
+		if got := cgroupSize(spec); got.Memory.String() != tc.want || got.CPU.String() != "1" {
+			t.Errorf("%s of %s: %s, %s CPU; want %s", tc.isolation, tc.memory, got.Memory.String(), got.CPU.String(), tc.want)
 		}
-	}
-	if spec.Size.Memory.String() != "2Gi" {
-		t.Error("the berth itself was changed")
+		if spec.Size.Memory.String() != tc.memory {
+			t.Error("the berth itself was changed")
+		}
 	}
 }

@@ -10,8 +10,12 @@ import (
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
-// monitorMemory is what a virtual machine's monitor may take beside the memory of its guest.
-var monitorMemory = resource.MustParse("128Mi")
+var (
+	// machineMemory is the least that a virtual machine is limited to: its guest's first memory, and its monitor.
+	machineMemory = resource.MustParse("256Mi")
+	// blockMemory is what a guest may have beyond the pod's size, because its memory comes in whole blocks (vmm.BlockMemory).
+	blockMemory = resource.MustParse("128Mi")
+)
 
 // runtimeHandler is that of an isolation.
 func runtimeHandler(i v1alpha1.Isolation) string {
@@ -30,14 +34,18 @@ func portForward(i v1alpha1.Isolation, o Options) *nodeconfig.PortForward {
 	return &nodeconfig.PortForward{Command: []string{runsc, "--root=" + root, "port-forward"}, SocketFlag: "--stream"}
 }
 
-// cgroupSize is what the pod's cgroup on the host is limited to. What gVisor needs for itself comes out of the pod's memory. In a
-// virtual machine the guest's own kernel, whose memory is not more than the size, holds the pod to it; the cgroup also holds
-// the monitor, and must not end the machine before the guest has ended a process.
+// cgroupSize is what the pod's cgroup on the host is limited to. What a sandbox needs for itself comes out of the pod's memory. It
+// is the kernel of a virtual machine's guest that holds its pod to the size: the cgroup must not end the machine, and so all
+// containers, before the guest has ended the process that took too much.
 func cgroupSize(spec v1alpha1.BerthSpec) v1alpha1.Size {
 	size := spec.Size
-	if spec.Isolation == v1alpha1.IsolationMicroVM {
-		size.Memory = size.Memory.DeepCopy()
-		size.Memory.Add(monitorMemory)
+	if spec.Isolation != v1alpha1.IsolationMicroVM {
+		return size
 	}
+	size.Memory = size.Memory.DeepCopy()
+	if size.Memory.Cmp(machineMemory) < 0 {
+		size.Memory = machineMemory.DeepCopy()
+	}
+	size.Memory.Add(blockMemory)
 	return size
 }
