@@ -107,6 +107,10 @@ bench-idle: ## CPU and private memory of an idle pod, and of what all pods share
 bench-delete: ## Time from a pod's deletion until nothing of it is left (needs make up).
 	@go run ./test/bench/hold -n 20 -idle 0
 
+.PHONY: bench-place
+bench-place: bin/etcd bin/kube-apiserver ## Time to place one pod among 0, 1,000 and 10,000 others, on a real API server.
+	go test ./internal/controller -run '^$$' -bench Placement -benchtime 50x
+
 .PHONY: bench-policy
 bench-policy: ## Time until a change is in the kernel, at 1,000 pods and 100 network policies (root; no cluster needed).
 	go test ./internal/hostagent/network -run '^$$' -bench Policies -benchtime 20x

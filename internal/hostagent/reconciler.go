@@ -173,7 +173,6 @@ func (r *reconciler) limit(b *v1alpha1.Berth) error {
 		return err
 	}
 	r.limited[uid] = true
-	r.processes.started(uid)
 	return nil
 }
 
