@@ -88,6 +88,12 @@ bench-memory: ## Private memory of each process that an idle pod costs (needs ma
 bench-policy: ## Time until a change is in the kernel, at 1,000 pods and 100 network policies (root; no cluster needed).
 	go test ./internal/hostagent/network -run '^$$' -bench Policies -benchtime 20x
 
+.PHONY: bench-net
+bench-net: deps ## Measure the network beside plain runc containers, and what 1,000 pods' rules cost (root; needs make up and runc).
+	@mkdir -p bin && go build -o bin/bench-net ./test/bench/net && bin/bench-net
+	go test ./internal/hostagent/network -run '^$$' -bench Forward -benchtime 20000x
+	@$(MAKE) --no-print-directory bench-policy
+
 .PHONY: lint
 lint: ## Check formatting, go vet in every module of ours, and the shell scripts.
 	@unformatted=$$(gofmt -l api build charts cmd hack internal test); \
