@@ -115,6 +115,12 @@ bench-place: bin/etcd bin/kube-apiserver ## Time to place one pod among 0, 1,000
 bench-policy: ## Time until a change is in the kernel, at 1,000 pods and 100 network policies (root; no cluster needed).
 	go test ./internal/hostagent/network -run '^$$' -bench Policies -benchtime 20x
 
+.PHONY: bench-net
+bench-net: deps ## Measure the network beside plain runc containers, and what 1,000 pods' rules cost (root; needs make up and runc).
+	@mkdir -p bin && go build -o bin/bench-net ./test/bench/net && bin/bench-net
+	go test ./internal/hostagent/network -run '^$$' -bench Forward -benchtime 20000x
+	@$(MAKE) --no-print-directory bench-policy
+
 .PHONY: lint
 lint: bin/golangci-lint ## Check every module of ours with golangci-lint (which formats and vets, too), and the shell scripts.
 	@set -e; for module in . api build/coredns build/gvisor; do (cd $$module && $(CURDIR)/bin/golangci-lint run --config $(CURDIR)/.golangci.yml ./...); done
