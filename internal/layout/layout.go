@@ -137,14 +137,6 @@ func (d Dirs) AgentSocket() string { return filepath.Join(d.Run, "agent.sock") }
 func (d Dirs) Node(podUID string) string    { return filepath.Join(d.State, "nodes", podUID) }
 func (d Dirs) NodeRun(podUID string) string { return filepath.Join(d.Run, "nodes", podUID) }
 
-// Files of the guest, in Guest.
-const (
-	GuestKernel   = "vmlinux"
-	GuestInitrd   = "initrd"
-	GuestTools    = "tools.erofs"
-	GuestManifest = "manifest.json"
-)
-
 // Guest is where the files of the virtual machines' guest are, beside the programs.
 func Guest(binDir string) string { return filepath.Join(binDir, "guest") }
 
