@@ -49,15 +49,14 @@ down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/b
 ##@ Build
 
 .PHONY: build
-build: guest $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) ## Build every program into bin/, if it changed.
+build: $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) bin/guest/manifest.json ## Build every program and the microVM's guest into bin/, if it changed.
+
+.PHONY: guest
+guest: bin/guest/manifest.json ## Make the microVM's guest (bin/guest): kernel, initramfs, tools image, digests.
 
 .PHONY: images
 images: bin/coredns ## Make the images that work without internet (bin/images), from Debian's packages.
 	@hack/images/build.sh
-
-.PHONY: guest
-guest: bin/berth-guest ## Make the microVMs' guest (bin/guest: kernel, initramfs, tools), from Debian's packages.
-	@hack/guest/build.sh
 
 .PHONY: deps
 deps: ## Install the packages that building and running need (Debian, Ubuntu), or say which are missing.
@@ -83,6 +82,10 @@ test: deps build images ## Run all tests: unit, controllers on a real API server
 		BERTH_ISOLATION=$$isolation go test -count=1 -timeout 30m ./test/...; \
 	done
 
+.PHONY: test-cycles
+test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root, about half an hour).
+	BERTH_CYCLES=500 go test -count=1 -timeout 90m -run TestCycles ./test/e2e
+
 .PHONY: bench-start
 bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, beside a plain kubelet (needs make up).
 	@go run ./test/bench/start
@@ -90,6 +93,15 @@ bench-start: bin/kubelet ## Time from a pod's creation to its running container,
 .PHONY: bench-memory
 bench-memory: ## Private memory of each process that an idle pod costs (needs make up).
 	@hack/bench-memory.sh
+
+.PHONY: bench-density bench-idle bench-delete
+N ?= 50
+bench-density: ## Hold N pods (default 50) at once: start, memory and CPU of an idle pod, end (needs make up).
+	@go run ./test/bench/hold -n $(N)
+bench-idle: ## CPU and private memory of an idle pod, and of what all pods share (needs make up).
+	@go run ./test/bench/hold -n 10 -idle 2m
+bench-delete: ## Time from a pod's deletion until nothing of it is left (needs make up).
+	@go run ./test/bench/hold -n 20 -idle 0
 
 .PHONY: bench-policy
 bench-policy: ## Time until a change is in the kernel, at 1,000 pods and 100 network policies (root; no cluster needed).
@@ -106,6 +118,10 @@ lint: bin/golangci-lint ## Check every module of ours with golangci-lint (which 
 $(addprefix bin/,$(OURS)) &: $(SOURCES) go.mod go.sum
 	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(OURS))
 	@touch $(addprefix bin/,$(OURS))
+
+bin/guest/manifest.json: bin/berth-guest $(shell find hack/guest -type f)
+	@hack/guest/build.sh
+	@touch $@
 
 # berth acts as kubectl when it is called so.
 bin/kubectl: | bin/berth

@@ -31,7 +31,10 @@ digest() { sha256sum "$@" | sed "s|$top/||" | sha256sum | cut -c1-32; }
 # made NAME KEY: whether the stage called NAME was made from inputs with that KEY.
 made() { [ "$(cat "$cache/$1.key" 2>/dev/null)" = "$2" ]; }
 
-resolve "$kernel_package" linux-headers-cloud-amd64 "${tools_packages[@]}"
+{ resolve "$kernel_package" linux-headers-cloud-amd64 | grep '^linux-'; resolve "${tools_packages[@]}"; } >"$work/packages.list"
+# Without apt's lists, what the last time gave.
+[ ! -s "$work/packages.list" ] || cp "$work/packages.list" "$cache/packages.list"
+[ -s "$cache/packages.list" ] || fail "cannot find the packages $kernel_package ${tools_packages[*]}; run apt-get update, or add a Debian mirror to apt's sources"
 version=$(kernel_version)
 key=$(digest "$here"/*.sh "$here"/*.txt "$here"/module/* "$cache/packages.list")
 if ! made system "$key"; then

@@ -134,14 +134,15 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 		return nil, err
 	}
 	mtu, _ := network.Uplink()
-	vms := newMachines(o)
 	events := make(chan event.GenericEvent, 1024)
+	vms := newMachines(o)
 	r := &reconciler{
 		client: mgr.GetClient(), cri: cri, options: o, net: host, subnets: ranges, policies: held, mtu: mtu,
-		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca},
+		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca, now: time.Now},
 		processes:  newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
-		isolations: newIsolations(o.Dirs, o.BinDir, vms), machines: vms,
-		kubelets: map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
+		machines:   vms,
+		isolations: newIsolations(o.Dirs, o.BinDir, vms),
+		kubelets:   map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
 	}
 	r.wake = func(key types.NamespacedName) {
 		events <- event.GenericEvent{Object: &v1alpha1.Berth{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}}

@@ -50,6 +50,13 @@ type waitingProcess struct {
 	log   string
 }
 
+// dismiss lets the process go: with an empty configuration it ends by itself.
+func (p *waitingProcess) dismiss() {
+	p.stdin.Close()
+	_ = p.cmd.Wait() // how it ended is in its log
+	os.Remove(p.log)
+}
+
 func newNodeProcesses(dirs layout.Dirs, program string, ahead int) *nodeProcesses {
 	return &nodeProcesses{dirs: dirs, program: program, want: ahead, watched: map[int]bool{}}
 }
@@ -113,9 +120,7 @@ func (n *nodeProcesses) dismiss() {
 	defer n.mu.Unlock()
 	n.want = 0
 	for _, p := range n.pool {
-		p.stdin.Close()
-		_ = p.cmd.Wait()
-		os.Remove(p.log)
+		p.dismiss()
 	}
 	n.pool = nil
 }
@@ -125,11 +130,11 @@ func (n *nodeProcesses) take() (*waitingProcess, error) {
 	for len(n.pool) > 0 {
 		p := n.pool[0]
 		n.pool = n.pool[1:]
-		if p.cmd.Process.Signal(syscall.Signal(0)) == nil {
+		if _, err := startTime(p.cmd.Process.Pid); err == nil {
 			n.mu.Unlock()
 			return p, nil
 		}
-		os.Remove(p.log)
+		p.dismiss()
 	}
 	n.mu.Unlock()
 	return n.launch()
@@ -148,7 +153,7 @@ func (n *nodeProcesses) start(cfg nodeconfig.Config, ended func()) error {
 	}
 	pid := p.cmd.Process.Pid
 	if err := remember(n.dirs.NodeRun(uid), pid); err != nil {
-		p.stdin.Close()
+		p.dismiss()
 		return err
 	}
 	data, err := json.Marshal(cfg)
@@ -157,6 +162,7 @@ func (n *nodeProcesses) start(cfg nodeconfig.Config, ended func()) error {
 	}
 	if err = errors.Join(err, p.stdin.Close()); err != nil {
 		_ = p.cmd.Process.Kill()
+		p.dismiss()
 		return fmt.Errorf("configure the node process of %s: %w", cfg.NodeName, err)
 	}
 	n.watch(pid, p.cmd.Wait, ended)

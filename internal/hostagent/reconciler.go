@@ -44,10 +44,10 @@ type reconciler struct {
 	mtu       int
 	issuer    *issuer
 	processes *nodeProcesses
+	machines  *machines
 	journal   *journal
 	// isolations that this machine can run.
 	isolations *isolations
-	machines   *machines
 	wake       func(types.NamespacedName)
 
 	sweeping sync.Mutex
@@ -98,7 +98,10 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 	uid := string(b.Spec.Pod.UID)
 	key := client.ObjectKeyFromObject(b)
 	if pid := r.processes.running(uid); pid != 0 {
-		return reconcile.Result{}, r.processes.adopt(pid, func() { r.ended(uid, key) })
+		if err := r.processes.adopt(pid, func() { r.ended(uid, key) }); err != nil {
+			return reconcile.Result{}, err
+		}
+		return r.renew(ctx, b), nil
 	}
 	if wait := r.pause(uid); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
@@ -118,7 +121,10 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 		return reconcile.Result{}, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return r.issuer.ensure(gctx, b, dir) })
+	g.Go(func() error {
+		_, err := r.issuer.ensure(gctx, b, dir)
+		return err
+	})
 	g.Go(func() error { return podcgroup.Make(uid, cgroupSize(b.Spec)) })
 	g.Go(func() error {
 		subnet, err := r.subnets.cover(gctx, b.Spec.SubnetName)
@@ -142,6 +148,16 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 	}
 	conditions.Set(&b.Status.Conditions, v1alpha1.ConditionNetworkReady, true, b.Generation, "Done", "address, firewall and port 10250 of the pod are set up")
 	return reconcile.Result{}, r.processes.start(r.nodeConfig(b, kubelet), func() { r.ended(uid, key) })
+}
+
+// renew keeps a running node's certificates good. A pod goes on without: only what it is told late, and its logs, suffer.
+func (r *reconciler) renew(ctx context.Context, b *v1alpha1.Berth) reconcile.Result {
+	at, err := r.issuer.ensure(ctx, b, r.options.Dirs.NodeRun(string(b.Spec.Pod.UID)))
+	if err != nil {
+		slog.Error("renew a node's certificates", "node", b.Spec.NodeName, "error", err)
+		return reconcile.Result{RequeueAfter: renewRetry}
+	}
+	return reconcile.Result{RequeueAfter: max(time.Until(at), time.Minute)}
 }
 
 // limit holds the pod to its CPU as soon as its first container runs. The sandbox's own start, which takes about half a
@@ -244,11 +260,11 @@ func (r *reconciler) kubeletAddress(uid string) (netip.Addr, error) {
 		if taken[addr] {
 			continue
 		}
-		r.kubelets[uid] = addr
 		path := filepath.Join(r.options.Dirs.NodeRun(uid), kubeletAddressFile)
 		if err := os.WriteFile(path, []byte(addr.String()), 0o600); err != nil {
 			return netip.Addr{}, fmt.Errorf("keep the kubelet's address: %w", err)
 		}
+		r.kubelets[uid] = addr
 		return addr, nil
 	}
 	return netip.Addr{}, fmt.Errorf("no address is left in %s for another kubelet: this host is full", layout.KubeletRange)
@@ -294,7 +310,7 @@ func (r *reconciler) nodeConfig(b *v1alpha1.Berth, kubelet netip.Addr) nodeconfi
 		ListenAddress: kubelet.String(),
 		RootDir:       root, PodLogsDir: filepath.Join(root, "logs"),
 		Kubeconfig:  filepath.Join(run, kubeconfigFile),
-		ServingCert: filepath.Join(run, servingCertFile), ServingKey: filepath.Join(run, servingKeyFile), ClientCA: o.ClientCA,
+		ServingCert: filepath.Join(run, servingFile), ServingKey: filepath.Join(run, servingFile), ClientCA: o.ClientCA,
 		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), PrivateImages: o.Dirs.PrivateImages(), RuntimeHandler: runtimeHandler(b.Spec.Isolation),
 		PortForward: portForward(b.Spec.Isolation, o), AllowPrivileged: b.Spec.AllowPrivileged, CgroupParent: layout.PodCgroupPath(uid),
 		ClusterDomain: layout.ClusterDomain, ClusterDNS: o.ClusterDNS, ResolvConf: resolvConf(), EventSocket: o.Dirs.AgentSocket(),

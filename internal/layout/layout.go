@@ -113,12 +113,16 @@ const (
 func (d Dirs) ShimDirs() string { return filepath.Join(d.Run, "shim.json") }
 
 // MicroVM holds what virtual machines need on the host: templates (Templates), images as disks (ImageDisks), and what was found
-// out about the machine (MicroVMProbe). MicroVMRun is of one sandbox.
-func (d Dirs) MicroVM() string                    { return filepath.Join(d.State, "microvm") }
-func (d Dirs) Templates() string                  { return filepath.Join(d.MicroVM(), "templates") }
-func (d Dirs) ImageDisks() string                 { return filepath.Join(d.MicroVM(), "images") }
-func (d Dirs) MicroVMProbe() string               { return filepath.Join(d.MicroVM(), "probe.json") }
-func (d Dirs) MicroVMRun(sandboxID string) string { return filepath.Join(d.Run, "microvm", sandboxID) }
+// out about the machine (MicroVMProbe).
+func (d Dirs) MicroVM() string      { return filepath.Join(d.State, "microvm") }
+func (d Dirs) Templates() string    { return filepath.Join(d.MicroVM(), "templates") }
+func (d Dirs) ImageDisks() string   { return filepath.Join(d.MicroVM(), "images") }
+func (d Dirs) MicroVMProbe() string { return filepath.Join(d.MicroVM(), "probe.json") }
+
+// MicroVMRun is a sandbox's directory. Its name is the beginning of the sandbox's id: the paths of the sockets in it are limited to 107 bytes.
+func (d Dirs) MicroVMRun(sandboxID string) string {
+	return filepath.Join(d.Run, "microvm", sandboxID[:min(len(sandboxID), 20)])
+}
 
 // TemplateSocket is where the host agent hands the templates' memory to shims.
 func (d Dirs) TemplateSocket() string { return filepath.Join(d.Run, "template.sock") }

@@ -28,7 +28,6 @@ import (
 	"k8s.io/kubernetes/pkg/util/oom"
 	"k8s.io/kubernetes/pkg/volume/util/hostutil"
 	"k8s.io/kubernetes/pkg/volume/util/subpath"
-	"k8s.io/mount-utils"
 
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/nodeconfig"
@@ -117,7 +116,7 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 		return nil, fmt.Errorf("read the kubelet's serving certificate: %w", err)
 	}
 	latency := kubeletutil.NewPodStartupLatencyTracker()
-	mounter := mount.New("")
+	mounter := newMounter(cfg)
 	health, err := newHealthChecker(logger)
 	if err != nil {
 		return nil, fmt.Errorf("make the health checker: %w", err)

@@ -26,8 +26,11 @@ const (
 	startLimit   = 30 * time.Second
 )
 
-// cniAnswer is a CNI plugin that gives every pod the same address and no link.
+// cniAnswer is a CNI plugin that gives every pod the same address, on a link that leads nowhere.
 const cniAnswer = `#!/bin/sh
+case $CNI_COMMAND in
+ADD) nsenter --net="$CNI_NETNS" sh -ec "ip link add $CNI_IFNAME type veth peer name nowhere; ip addr add 10.99.0.2/32 dev $CNI_IFNAME; ip link set $CNI_IFNAME up" >&2 || exit 1 ;;
+esac
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"]}' ;;
 ADD) echo "{\"cniVersion\": \"1.0.0\", \"interfaces\": [{\"name\": \"$CNI_IFNAME\", \"sandbox\": \"$CNI_NETNS\"}],
@@ -39,6 +42,7 @@ esac
 type machine struct {
 	dirs    layout.Dirs
 	binDir  string
+	handler string // of the pods that are run
 	runtime internalapi.RuntimeService
 	images  internalapi.ImageManagerService
 }
@@ -61,7 +65,7 @@ func start(t *testing.T) *machine {
 	}
 	binDir := filepath.Join(top, "bin")
 	linkPrograms(t, built, binDir)
-	m := &machine{binDir: binDir, dirs: layout.Dirs{State: filepath.Join(top, "state"), Run: filepath.Join(top, "run"), Log: filepath.Join(top, "log")}}
+	m := &machine{binDir: binDir, handler: layout.RuntimeHandlerGVisor, dirs: layout.Dirs{State: filepath.Join(top, "state"), Run: filepath.Join(top, "run"), Log: filepath.Join(top, "log")}}
 	registryConfig, err := runtimeconf.WriteRegistry(m.dirs)
 	if err != nil {
 		t.Fatal(err)
@@ -207,7 +211,7 @@ func (m *machine) runPod(t *testing.T, name string, memory int64) *pod {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	id, err := m.runtime.RunPodSandbox(t.Context(), config, layout.RuntimeHandlerGVisor)
+	id, err := m.runtime.RunPodSandbox(t.Context(), config, m.handler)
 	if err != nil {
 		t.Fatalf("run the sandbox: %v", err)
 	}
@@ -232,18 +236,8 @@ func (p *pod) remove(t *testing.T) {
 // run starts a container; without a command it runs the image's own.
 func (p *pod) run(t *testing.T, name, image string, command ...string) string {
 	t.Helper()
-	spec := &cri.ImageSpec{Image: image}
-	if _, err := p.images.PullImage(t.Context(), spec, nil, p.config); err != nil {
-		t.Fatalf("pull %s: %v", image, err)
-	}
 	began := time.Now()
-	id, err := p.runtime.CreateContainer(t.Context(), p.id, &cri.ContainerConfig{
-		Metadata: &cri.ContainerMetadata{Name: name},
-		Image:    spec,
-		Command:  command,
-		LogPath:  name + ".log",
-		Linux:    &cri.LinuxContainerConfig{Resources: &cri.LinuxContainerResources{}},
-	}, p.config)
+	id, err := p.create(t, name, image, command...)
 	if err != nil {
 		t.Fatalf("create %s: %v", name, err)
 	}
@@ -252,6 +246,22 @@ func (p *pod) run(t *testing.T, name, image string, command ...string) string {
 	}
 	t.Logf("container %s runs after %v", name, time.Since(began).Round(time.Millisecond))
 	return id
+}
+
+// create pulls an image and makes a container of it.
+func (p *pod) create(t *testing.T, name, image string, command ...string) (string, error) {
+	t.Helper()
+	spec := &cri.ImageSpec{Image: image}
+	if _, err := p.images.PullImage(t.Context(), spec, nil, p.config); err != nil {
+		t.Fatalf("pull %s: %v", image, err)
+	}
+	return p.runtime.CreateContainer(t.Context(), p.id, &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: name},
+		Image:    spec,
+		Command:  command,
+		LogPath:  name + ".log",
+		Linux:    &cri.LinuxContainerConfig{Resources: &cri.LinuxContainerResources{}},
+	}, p.config)
 }
 
 // exited waits for a container's end and returns its status.

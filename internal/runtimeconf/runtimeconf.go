@@ -3,6 +3,7 @@
 package runtimeconf
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path"
@@ -50,6 +51,13 @@ func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 		if err := write(filepath.Join(conf, name), content); err != nil {
 			return "", err
 		}
+	}
+	where, err := json.Marshal(dirs)
+	if err != nil {
+		return "", fmt.Errorf("encode the host's directories: %w", err)
+	}
+	if err := write(dirs.ShimDirs(), string(where)); err != nil {
+		return "", err
 	}
 	for registry, upstream := range mirrored {
 		if err := Mirror(dirs, registry, upstream); err != nil {

@@ -73,8 +73,8 @@ func enterRoot(c Config) error {
 		return fmt.Errorf("mount proc: %w", err)
 	}
 	if c.KVM {
-		if err := unix.Mount("/dev/kvm", c.Root+"/dev/kvm", "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mount /dev/kvm: %w", err)
+		if err := makeKVM(c); err != nil {
+			return fmt.Errorf("make /dev/kvm: %w", err)
 		}
 	}
 	if err := unix.Mount("", c.Root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
@@ -94,6 +94,26 @@ func enterRoot(c Config) error {
 		return err
 	}
 	return unix.Sethostname([]byte("microvm"))
+}
+
+// makeKVM makes a device of the monitor's own, whomever the host's belongs to.
+func makeKVM(c Config) error {
+	var host unix.Stat_t
+	if err := unix.Stat("/dev/kvm", &host); err != nil {
+		return err
+	}
+	const flags = unix.MS_NOSUID | unix.MS_NOEXEC
+	if err := unix.Mount("dev", c.Root+"/dev", "tmpfs", flags, "mode=0755,size=64k"); err != nil {
+		return err
+	}
+	device := c.Root + "/dev/kvm"
+	if err := unix.Mknod(device, unix.S_IFCHR|0o600, int(host.Rdev)); err != nil {
+		return err
+	}
+	if err := unix.Chown(device, c.UID, c.GID); err != nil {
+		return err
+	}
+	return unix.Mount("", c.Root+"/dev", "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, "")
 }
 
 func setLimits(Config) error {
@@ -121,8 +141,8 @@ func dropPrivileges(c Config) error {
 			return fmt.Errorf("drop capability %d: %w", capability, err)
 		}
 	}
-	if err := unix.Setgroups(c.Groups); err != nil {
-		return fmt.Errorf("set groups: %w", err)
+	if err := unix.Setgroups(nil); err != nil {
+		return fmt.Errorf("leave groups: %w", err)
 	}
 	if err := unix.Setresgid(c.GID, c.GID, c.GID); err != nil {
 		return fmt.Errorf("become gid %d: %w", c.GID, err)

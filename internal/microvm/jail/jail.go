@@ -22,12 +22,11 @@ const FirstFile = 3
 type Config struct {
 	// Program is the path of berth-jail.
 	Program string
-	// Root is the directory that becomes the file system. It has the directories proc and dev, the file dev/kvm, and the monitor. It is the same
-	// for all machines: nobody can write there.
+	// Root is the directory that becomes the file system. It has the directories proc and dev, and the monitor. It is the same for all
+	// machines: nobody can write there.
 	Root string
-	// UID and GID of the monitor; Groups are further ones (that of /dev/kvm).
+	// UID and GID of the monitor. It is in no other group.
 	UID, GID int
-	Groups   []int
 	// Cgroups are the directories, one in each hierarchy, that the process enters.
 	Cgroups []string
 	// KVM lets the monitor open /dev/kvm.
@@ -56,15 +55,10 @@ func Command(c Config, program []string, env []string) (*exec.Cmd, error) {
 }
 
 // fixedArguments come before the monitor's own; see parse.
-const fixedArguments = 7
+const fixedArguments = 6
 
 func (c Config) arguments() []string {
-	groups := make([]string, len(c.Groups))
-	for i, g := range c.Groups {
-		groups[i] = strconv.Itoa(g)
-	}
-	return []string{c.Root, strconv.Itoa(c.UID), strconv.Itoa(c.GID), strings.Join(groups, ","), strings.Join(c.Cgroups, ":"),
-		strconv.FormatBool(c.KVM), strconv.Itoa(c.Lifeline)}
+	return []string{c.Root, strconv.Itoa(c.UID), strconv.Itoa(c.GID), strings.Join(c.Cgroups, ":"), strconv.FormatBool(c.KVM), strconv.Itoa(c.Lifeline)}
 }
 
 // parse is the inverse of arguments; the rest is the monitor's command line.
@@ -79,17 +73,9 @@ func parse(args []string) (c Config, command []string, err error) {
 		return n
 	}
 	c.UID, c.GID = number(args[1]), number(args[2])
-	for _, g := range split(args[3], ",") {
-		c.Groups = append(c.Groups, number(g))
+	if args[3] != "" {
+		c.Cgroups = strings.Split(args[3], ":")
 	}
-	c.Cgroups = split(args[4], ":")
-	c.KVM, c.Lifeline = args[5] == "true", number(args[6])
+	c.KVM, c.Lifeline = args[4] == "true", number(args[5])
 	return c, args[fixedArguments:], err
-}
-
-func split(text, separator string) []string {
-	if text == "" {
-		return nil
-	}
-	return strings.Split(text, separator)
 }

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/manager"
@@ -77,16 +76,6 @@ func (d *Driver) start(h vmm.Host, root string, tap *os.File, last []*os.File, a
 }
 
 func (d *Driver) command(h vmm.Host, root string, args []string) (*exec.Cmd, error) {
-	groups := []int{}
-	if d.options.Acceleration == KVM {
-		info, err := os.Stat(kvmDevice)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", vmm.ErrUnavailable, err)
-		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			groups = append(groups, int(stat.Gid))
-		}
-	}
 	dirs, err := cgroupDirs(h.Cgroup)
 	if err != nil {
 		return nil, err
@@ -95,7 +84,7 @@ func (d *Driver) command(h vmm.Host, root string, args []string) (*exec.Cmd, err
 	if err != nil {
 		return nil, err
 	}
-	return jail.Command(jail.Config{Program: d.options.Jail, Root: root, UID: h.UID, GID: h.GID, Groups: groups, Cgroups: dirs,
+	return jail.Command(jail.Config{Program: d.options.Jail, Root: root, UID: h.UID, GID: h.GID, Cgroups: dirs,
 		KVM: d.options.Acceleration == KVM, Lifeline: firstDescriptors.monitor}, append([]string{program}, args...), environment)
 }
 
@@ -110,7 +99,7 @@ func programIn(root string) (string, error) {
 	return "", fmt.Errorf("%w: no QEMU in %s; remove that directory, and build the template anew with berth template build", vmm.ErrTemplate, root)
 }
 
-// cgroupDirs are the directories of a cgroup in every hierarchy.
+// cgroupDirs are the directories of a cgroup, in every hierarchy that has it. The one that limits memory must.
 func cgroupDirs(path string) ([]string, error) {
 	if path == "" {
 		return nil, nil
@@ -120,14 +109,13 @@ func cgroupDirs(path string) ([]string, error) {
 		return nil, fmt.Errorf("find cgroup %s: %w", path, err)
 	}
 	var dirs []string
-	for _, dir := range m.GetPaths() {
-		if dir == "" {
-			continue
-		}
-		if _, err := os.Stat(dir); err != nil {
+	for controller, dir := range m.GetPaths() {
+		_, err := os.Stat(dir)
+		if err == nil {
+			dirs = append(dirs, dir)
+		} else if controller == "" || controller == "memory" { // cgroup v2 or v1
 			return nil, fmt.Errorf("find cgroup %s: %w", path, err)
 		}
-		dirs = append(dirs, dir)
 	}
 	return dirs, nil
 }

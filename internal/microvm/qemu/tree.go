@@ -165,23 +165,23 @@ func makeTree(dir, pattern string, files []string) error {
 }
 
 func fillTree(dir string, files []string) error {
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
 	for _, sub := range []string{"proc", "dev"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
 			return err
 		}
-	}
-	if err := os.WriteFile(filepath.Join(dir, "dev", "kvm"), nil, 0o644); err != nil {
-		return err
 	}
 	for _, path := range files {
 		if err := copyFile(filepath.Join(dir, path), path); err != nil {
 			return fmt.Errorf("copy %s: %w", path, explainSpace(err))
 		}
 	}
-	return nil
+	// QEMU is nobody's user in there, whatever our umask is.
+	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return err
+		}
+		return os.Chmod(path, 0o755)
+	})
 }
 
 func copyFile(to, from string) error {
@@ -197,12 +197,12 @@ func copyFile(to, from string) error {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644|info.Mode().Perm()&0o111)
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
+	return errors.Join(err, out.Chmod(0o644|info.Mode().Perm()&0o111), out.Close())
 }
 
 func explainSpace(err error) error {

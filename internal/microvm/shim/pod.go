@@ -97,6 +97,9 @@ func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod
 		return nil, fmt.Errorf("make the machine's directory: %w", err)
 	}
 	p := &pod{options: o, images: map[string]int{}, cgroup: cgroupOf(spec)}
+	if err := ensureCgroup(p.cgroup); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			p.close()

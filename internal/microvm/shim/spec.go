@@ -2,6 +2,7 @@ package shim
 
 import (
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -21,6 +22,9 @@ func toGuest(spec *specs.Spec, id string, machine int) {
 	spec.Linux.MountLabel = ""
 	spec.Linux.CgroupsPath = "/pod/" + id
 	spec.Linux.Sysctl = nil // the machine has them
+	if privileged(spec) {
+		spec.Linux.Devices = append(spec.Linux.Devices, guestDevices()...)
+	}
 	var kept []specs.LinuxNamespace
 	for _, ns := range spec.Linux.Namespaces {
 		switch ns.Type {
@@ -36,4 +40,36 @@ func toGuest(spec *specs.Spec, id string, machine int) {
 		kept = append(kept, ns)
 	}
 	spec.Linux.Namespaces = kept
+}
+
+// privileged tells whether a container may use every device.
+func privileged(spec *specs.Spec) bool {
+	if spec.Linux.Resources == nil {
+		return false
+	}
+	for _, rule := range spec.Linux.Resources.Devices {
+		if rule.Allow && (rule.Type == "" || rule.Type == "a") && rule.Major == nil && rule.Minor == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// loopDevices is how many loop devices a privileged container finds; it can make more of them.
+const loopDevices = 8
+
+// guestDevices are the devices of the machine that a privileged container gets: user-space file systems, loop mounts, tunnels, the
+// kernel's log. The guest's kernel loads the modules for them when they are opened.
+func guestDevices() []specs.LinuxDevice {
+	mode := os.FileMode(0o666)
+	out := []specs.LinuxDevice{
+		{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229, FileMode: &mode},
+		{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200, FileMode: &mode},
+		{Path: "/dev/loop-control", Type: "c", Major: 10, Minor: 237, FileMode: &mode},
+		{Path: "/dev/kmsg", Type: "c", Major: 1, Minor: 11, FileMode: &mode},
+	}
+	for n := range int64(loopDevices) {
+		out = append(out, specs.LinuxDevice{Path: fmt.Sprintf("/dev/loop%d", n), Type: "b", Major: 7, Minor: n, FileMode: &mode})
+	}
+	return out
 }

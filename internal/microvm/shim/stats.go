@@ -8,6 +8,21 @@ import (
 	"github.com/opencontainers/cgroups/manager"
 )
 
+// ensureCgroup makes the pod's cgroup in every hierarchy, unless it is there. The host agent has made and limited it for a pod of Berth.
+func ensureCgroup(path string) error {
+	if path == "" {
+		return nil
+	}
+	m, err := manager.New(&cgroups.Cgroup{Path: path, Resources: &cgroups.Resources{SkipDevices: true}})
+	if err == nil {
+		err = m.Apply(-1)
+	}
+	if err != nil {
+		return fmt.Errorf("make the pod's cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
 // stats measures the pod's cgroup on the host: the machine with all that is in it.
 func (p *pod) stats() (*stats.Metrics, error) {
 	out := &stats.Metrics{Pids: &stats.PidsStat{}, CPU: &stats.CPUStat{}, Memory: &stats.MemoryStat{}}

@@ -233,7 +233,6 @@ func receive(conn *net.UnixConn) (a answer, files []*os.File, err error) {
 			return a, nil, err
 		}
 		for _, fd := range fds {
-			unix.CloseOnExec(fd)
 			files = append(files, os.NewFile(uintptr(fd), "template"))
 		}
 	}

@@ -24,7 +24,8 @@ const (
 	failedStatus = 128
 )
 
-var crunEnvironment = []string{"PATH=" + reaper.Path}
+// crunEnvironment spares crun to copy itself into memory and run the copy, its way to keep a container from writing to it: it lies on a read-only disk.
+var crunEnvironment = []string{"PATH=" + reaper.Path, "_LIBCONTAINER_CLONED_BINARY=1"}
 
 // crunCommand is crun's command line. It logs to a file: its descriptors are the container's.
 func crunCommand(log string, args ...string) []string {
