@@ -90,6 +90,10 @@ test-cycles: deps build images ## Make and delete 500 pods and look for what the
 bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, beside a plain kubelet (needs make up).
 	@go run ./test/bench/start
 
+.PHONY: bench-restore
+bench-restore: build ## A microVM's cold boot beside its restore from a template, and QEMU's memory (root; no cluster needed).
+	@go run ./test/bench/restore
+
 .PHONY: bench-memory
 bench-memory: ## Private memory of each process that an idle pod costs (needs make up).
 	@hack/bench-memory.sh
@@ -103,9 +107,19 @@ bench-idle: ## CPU and private memory of an idle pod, and of what all pods share
 bench-delete: ## Time from a pod's deletion until nothing of it is left (needs make up).
 	@go run ./test/bench/hold -n 20 -idle 0
 
+.PHONY: bench-place
+bench-place: bin/etcd bin/kube-apiserver ## Time to place one pod among 0, 1,000 and 10,000 others, on a real API server.
+	go test ./internal/controller -run '^$$' -bench Placement -benchtime 50x
+
 .PHONY: bench-policy
 bench-policy: ## Time until a change is in the kernel, at 1,000 pods and 100 network policies (root; no cluster needed).
 	go test ./internal/hostagent/network -run '^$$' -bench Policies -benchtime 20x
+
+.PHONY: bench-net
+bench-net: deps ## Measure the network beside plain runc containers, and what 1,000 pods' rules cost (root; needs make up and runc).
+	@mkdir -p bin && go build -o bin/bench-net ./test/bench/net && bin/bench-net
+	go test ./internal/hostagent/network -run '^$$' -bench Forward -benchtime 20000x
+	@$(MAKE) --no-print-directory bench-policy
 
 .PHONY: lint
 lint: bin/golangci-lint ## Check every module of ours with golangci-lint (which formats and vets, too), and the shell scripts.

@@ -16,6 +16,9 @@ const (
 	FinalizerNode = "berth.run/node"
 )
 
+// BerthNodeNameField selects Berths by the node that they name: the API server can, and berth-controller's cache has an index.
+const BerthNodeNameField = "spec.nodeName"
+
 // Annotations of a Berth that begin its timeline: the host agent copies them into the status.
 const (
 	// AnnotationAdmitted, of the pod and the Berth, is when the webhook saw the pod (RFC 3339 with nanoseconds).

@@ -103,6 +103,11 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.Berth{}, v1alpha1.BerthNodeNameField, func(o client.Object) []string {
+		return []string{o.(*v1alpha1.Berth).Spec.NodeName}
+	}); err != nil {
+		return fmt.Errorf("index berths by node: %w", err)
+	}
 	kube, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("make the API client: %w", err)

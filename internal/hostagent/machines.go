@@ -9,7 +9,6 @@ import (
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/layout"
-	"github.com/berth-run/berth/internal/microvm/disk"
 	"github.com/berth-run/berth/internal/microvm/template"
 	"github.com/berth-run/berth/internal/microvm/vmm"
 )
@@ -21,8 +20,6 @@ const (
 	templateUID = 0x6fffffff
 	// briefLength is how much of an error people read in every Berth, in bytes; the agent's log has all of it.
 	briefLength = 200
-	// sweepDisks is how often disks of images that are gone are removed.
-	sweepDisks = 10 * time.Minute
 )
 
 // machines tries virtual machines, and holds the memory of their templates for the shims of pods.
@@ -140,8 +137,6 @@ func (h *holding) end() {
 
 // hold gives templates to shims until ctx ends. The one that most pods need is loaded ahead.
 func (m *machines) hold(ctx context.Context, a v1alpha1.Accelerator) {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
 	holder := template.NewHolder(m.store(a))
 	ahead := make(chan struct{})
 	go func() {
@@ -150,31 +145,8 @@ func (m *machines) hold(ctx context.Context, a v1alpha1.Accelerator) {
 			slog.Error("load the template of the smallest machines; pods try it again", "error", err)
 		}
 	}()
-	swept := make(chan struct{})
-	go func() {
-		defer close(swept)
-		m.sweep(ctx)
-	}()
 	if err := holder.Serve(ctx, m.dirs.TemplateSocket()); err != nil {
 		slog.Error("give templates to pods; it is tried again", "error", err)
 	}
-	stop()
 	<-ahead
-	<-swept
-}
-
-// sweep removes disks of images that are gone from the host, until ctx ends.
-func (m *machines) sweep(ctx context.Context) {
-	tick := time.NewTicker(sweepDisks)
-	defer tick.Stop()
-	for {
-		if err := (disk.Images{Dir: m.dirs.ImageDisks()}).Sweep(); err != nil {
-			slog.Error("remove disks of images that are gone", "error", err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
 }

@@ -25,8 +25,8 @@ const (
 	pidFile = "pid"
 	// refillPause keeps the start of the next waiting process out of the way of the pod that took one.
 	refillPause = 2 * time.Second
-	// startNice is how much a kubelet yields while its pod starts: the sandbox, which starts meanwhile, takes longer.
-	startNice = 10
+	// waitingNice is how much a process yields that is started ahead of need.
+	waitingNice = 10
 	// stopLimit is how long a node process may take to end by itself.
 	stopLimit = 2 * time.Second
 )
@@ -96,15 +96,8 @@ func (n *nodeProcesses) launch() (*waitingProcess, error) {
 		os.Remove(log.Name())
 		return nil, fmt.Errorf("start %s: %w", n.program, err)
 	}
-	yield(cmd.Process.Pid, startNice)
+	yield(cmd.Process.Pid, waitingNice)
 	return &waitingProcess{cmd, stdin, log.Name()}, nil
-}
-
-// started gives a node's process its ordinary priority: its first container runs.
-func (n *nodeProcesses) started(uid string) {
-	if pid := n.running(uid); pid != 0 {
-		yield(pid, 0)
-	}
 }
 
 // yield sets the niceness of all threads of a process, which is the only one of its process group.
@@ -156,6 +149,7 @@ func (n *nodeProcesses) start(cfg nodeconfig.Config, ended func()) error {
 		p.dismiss()
 		return err
 	}
+	yield(pid, 0)
 	data, err := json.Marshal(cfg)
 	if err == nil {
 		_, err = p.stdin.Write(data)

@@ -44,10 +44,10 @@ type reconciler struct {
 	mtu       int
 	issuer    *issuer
 	processes *nodeProcesses
-	machines  *machines
 	journal   *journal
 	// isolations that this machine can run.
 	isolations *isolations
+	machines   *machines
 	wake       func(types.NamespacedName)
 
 	sweeping sync.Mutex
@@ -173,7 +173,6 @@ func (r *reconciler) limit(b *v1alpha1.Berth) error {
 		return err
 	}
 	r.limited[uid] = true
-	r.processes.started(uid)
 	return nil
 }
 

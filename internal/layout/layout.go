@@ -57,6 +57,9 @@ const (
 	// DefaultCluster is the local cluster's name (the --cluster of eksctl-like commands).
 	DefaultCluster = "berth"
 
+	// TemplateUser is the user and group id of the virtual machine monitors that make templates; those of pods' machines have ids above it.
+	TemplateUser = 0x6fffffff
+
 	// RuntimeHandlerGVisor and RuntimeHandlerMicroVM are the containerd runtime handlers of the isolations.
 	RuntimeHandlerGVisor  = "gvisor"
 	RuntimeHandlerMicroVM = "microvm"

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,6 +31,11 @@ func TestMain(m *testing.M) {
 		hog()
 	case "forker":
 		forker()
+	case "idle":
+		select {}
+	}
+	if os.Getpid() == 1 && slices.Contains(os.Args, initArgument) {
+		beFirstProcess()
 	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "the tests of podcgroup need root (cgroups): run them with sudo, or with make test")
@@ -51,10 +57,9 @@ func hog() {
 // forker starts children that do nothing, as long as it lives.
 func forker() {
 	for {
-		child := exec.Command("sleep", "600")
-		if err := child.Start(); err == nil {
-			fmt.Println(child.Process.Pid)
-		}
+		child := exec.Command("/proc/self/exe")
+		child.Env = []string{roleVariable + "=idle"}
+		_ = child.Start() // until the cgroup's limits or its end
 	}
 }
 
@@ -177,8 +182,8 @@ func TestMemoryLimitKills(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if used.MaxMemory < 60<<20 || used.MaxMemory > 64<<20 {
-		t.Errorf("the most memory that was used is %d, want about 64 MiB", used.MaxMemory)
+	if used.MaxMemory < 60<<20 || used.MaxMemory > 66<<20 {
+		t.Errorf("the most memory that was used is %d, want 64 MiB and little more, which the kernel books ahead", used.MaxMemory)
 	}
 	if used.CPU == 0 || used.WorkingSet > used.Memory {
 		t.Errorf("implausible use: %+v", used)

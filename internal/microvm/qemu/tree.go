@@ -202,7 +202,7 @@ func copyFile(to, from string) error {
 		return err
 	}
 	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Chmod(0o644|info.Mode().Perm()&0o111), out.Close())
+	return errors.Join(err, out.Sync(), out.Chmod(0o644|info.Mode().Perm()&0o111), out.Close())
 }
 
 func explainSpace(err error) error {

@@ -39,12 +39,12 @@ func (s *Store) build(ctx context.Context, m Manifest) error {
 }
 
 func (s *Store) fill(ctx context.Context, dir string, m *Manifest) error {
-	ram, err := memoryFile(ramFile)
+	ram, err := MemoryFile(ramFile)
 	if err != nil {
 		return err
 	}
 	defer ram.Close()
-	state, err := memoryFile(stateFile)
+	state, err := MemoryFile(stateFile)
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func Probe(ctx context.Context, driver vmm.Driver, guest Guest, confinement vmm.
 	if err != nil {
 		return err
 	}
-	ram, err := memoryFile(ramFile)
+	ram, err := MemoryFile(ramFile)
 	if err != nil {
 		return err
 	}
@@ -99,6 +99,24 @@ func Probe(ctx context.Context, driver vmm.Driver, guest Guest, confinement vmm.
 		return fmt.Errorf("no usable %s: %w", strings.ToUpper(f.Acceleration), err)
 	}
 	return nil
+}
+
+// ProbeLimit is how long a guest may take to boot under hardware virtualization, which is a second where it works.
+const ProbeLimit = 10 * time.Second
+
+// Choose takes the preferred driver if a guest really boots with it, and else the other one and the reason why.
+func Choose(ctx context.Context, preferred, other vmm.Driver, guest Guest, confinement vmm.Confinement) (chosen vmm.Driver, why, err error) {
+	why = Probe(ctx, preferred, guest, confinement, ProbeLimit)
+	if ctx.Err() != nil {
+		return nil, nil, ctx.Err()
+	}
+	if why == nil {
+		return preferred, nil, nil
+	}
+	if _, err := other.Fingerprint(ctx); err != nil {
+		return nil, why, err
+	}
+	return other, why, nil
 }
 
 // withGuest boots a machine, calls do once its guest is ready, and ends it.

@@ -172,7 +172,11 @@ func (s *Store) load(want Manifest) (*Loaded, error) {
 	if err != nil {
 		return nil, errors.Join(err, state.Close())
 	}
-	return &Loaded{Manifest: have, RAM: ram, State: state}, nil
+	tools, err := os.Open(s.Guest.Tools)
+	if err != nil {
+		return nil, errors.Join(err, state.Close(), ram.Close())
+	}
+	return &Loaded{Manifest: have, RAM: ram, State: state, Tools: tools}, nil
 }
 
 // Status of a template that was built once.
