@@ -96,7 +96,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if refusal != nil {
 		return reconcile.Result{RequeueAfter: retryInterval}, r.refuse(ctx, &pod, *refusal)
 	}
-	switch err := r.bind(ctx, &pod, berth); {
+	logging, why, err := r.logging(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	switch err := r.bind(ctx, &pod, berth, logging); {
 	case apierrors.IsNotFound(err): // deleted meanwhile
 		return reconcile.Result{}, nil
 	case apierrors.IsConflict(err): // bound already, as the cache will soon show, or being deleted
@@ -106,18 +110,34 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	}
 	r.said.Delete(req.NamespacedName)
 	podsBound.Inc()
+	r.Recorder.Event(&pod, corev1.EventTypeWarning, eks.EventLoggingDisabled, why)
 	r.Recorder.Event(&pod, corev1.EventTypeNormal, eks.EventScheduled, eks.MessageScheduled(pod.Namespace, pod.Name, berth.Spec.NodeName))
 	return reconcile.Result{}, nil
 }
 
 // refusal is why a pod cannot run now: the reason of its condition PodScheduled, a sentence, and what would change it, if
 // anything does.
-type refusal struct{ reason, message, waitsFor string }
+type refusal struct {
+	reason, message, waitsFor string
+	// topology: it is about spread constraints or pod affinity, which other pods change.
+	topology bool
+}
 
-// key is the part of the message that makes it another one: how much room is lacking changes all the time.
+// unschedulable is a refusal with the reason that kube-scheduler gives.
+func unschedulable(message, waitsFor string) *refusal {
+	return &refusal{reason: corev1.PodReasonUnschedulable, message: message, waitsFor: waitsFor}
+}
+
+// topologyKey is the key of refusals for which the message lists places that come and go.
+const topologyKey = "topology"
+
+// key is the part of the message that makes it another one: how much room is lacking, and where, changes all the time.
 func (r refusal) key() string {
-	if strings.HasPrefix(r.message, eks.MessageNoCapacity) {
+	switch {
+	case strings.HasPrefix(r.message, eks.MessageNoCapacity):
 		return eks.MessageNoCapacity
+	case r.topology:
+		return topologyKey
 	}
 	return r.message
 }
@@ -127,8 +147,7 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	existing := &v1alpha1.Berth{}
 	err := r.Client.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: BerthName(pod)}, existing)
 	if err == nil && existing.DeletionTimestamp != nil {
-		return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf("The pod's berth %s is being removed; the pod gets another one then", existing.Name),
-			"that berth to go"}, nil
+		return nil, unschedulable(fmt.Sprintf("The pod's berth %s is being removed; the pod gets another one then", existing.Name), "that berth to go"), nil
 	}
 	if err == nil {
 		return existing, nil, nil
@@ -145,11 +164,11 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	}
 	check := podcheck.Options{PVC: r.claim(ctx)}
 	if violations := podcheck.Violations(pod, check); len(violations) > 0 {
-		return nil, &refusal{eks.ReasonUnsupported, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, check)}, nil
+		return nil, &refusal{reason: eks.ReasonUnsupported, message: eks.MessageUnsupported(violations), waitsFor: podcheck.WaitsFor(pod, check)}, nil
 	}
 	size, err := sizing.ForPod(&pod.Spec, profile.Spec.Sizing)
 	if err != nil {
-		return nil, &refusal{eks.ReasonTooLarge, err.Error(), ""}, nil
+		return nil, &refusal{reason: eks.ReasonTooLarge, message: err.Error()}, nil
 	}
 	return r.place(ctx, pod, profile, size)
 }
@@ -212,26 +231,28 @@ func (r *Reconciler) choose(ctx context.Context, pod *corev1.Pod, profile *v1alp
 	if err := r.Addresses.Sync(ctx, r.Client, now); err != nil {
 		return nil, nil, err
 	}
-	in, err := r.snapshot(ctx, profile, now)
+	in, err := r.snapshot(ctx, pod, profile, now)
 	if err != nil {
 		return nil, nil, err
 	}
 	in.Pod, in.Size, in.Isolation, in.ProfileName = pod, size, profile.Spec.Isolation, profile.Name
 	choice, err := placement.Choose(in, r.Region)
-	var noRoom *placement.NoCapacityError
-	var badSelector *placement.NodeSelectorError
-	switch {
-	case errors.As(err, &noRoom):
-		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error(), noRoom.WaitsFor()}, nil
-	case errors.As(err, &badSelector):
-		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error(), badSelector.WaitsFor()}, nil
-	case err != nil:
+	var waits interface {
+		error
+		WaitsFor() string
+	}
+	if errors.As(err, &waits) {
+		no := unschedulable(err.Error(), waits.WaitsFor())
+		_, no.topology = waits.(*placement.TopologyError)
+		return nil, no, nil
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	addr, err := r.Addresses.Take(choice.Subnet, pod.UID, now)
 	if err != nil {
 		noRoom := &placement.NoCapacityError{Details: []string{err.Error()}}
-		return nil, &refusal{corev1.PodReasonUnschedulable, noRoom.Error(), noRoom.WaitsFor()}, nil
+		return nil, unschedulable(noRoom.Error(), noRoom.WaitsFor()), nil
 	}
 	berth := newBerth(pod, profile, choice, size, eks.NodeName(addr, r.Region), addr.String(), now)
 	r.pending[pod.UID] = *berth.DeepCopy()
@@ -260,12 +281,14 @@ func newBerth(pod *corev1.Pod, profile *v1alpha1.FargateProfile, c placement.Cho
 	}
 }
 
-// bind binds the pod to its node; annotation and label (which a pod without a webhook lacks) travel with the binding, in one write.
-func (r *Reconciler) bind(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.Berth) error {
+// bind binds the pod to its node; annotations and label (which a pod without a webhook lacks) travel with the binding, in one write.
+func (r *Reconciler) bind(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.Berth, logging string) error {
 	binding := &corev1.Binding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
-			Labels:      map[string]string{eks.LabelProfile: berth.Spec.ProfileName},
-			Annotations: map[string]string{eks.AnnotationCapacityProvisioned: sizing.CapacityProvisioned(berth.Spec.Size)}},
+			Labels: map[string]string{eks.LabelProfile: berth.Spec.ProfileName},
+			Annotations: map[string]string{
+				eks.AnnotationCapacityProvisioned: sizing.CapacityProvisioned(berth.Spec.Size), eks.AnnotationLogging: logging,
+			}},
 		Target: corev1.ObjectReference{Kind: "Node", Name: berth.Spec.NodeName},
 	}
 	if err := r.Client.SubResource("binding").Create(ctx, pod, binding); err != nil {
