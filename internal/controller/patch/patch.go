@@ -28,7 +28,10 @@ import (
 )
 
 const (
-	// evictAgain is how long after a failed eviction the next is tried.
+	// patience: so long a pod's eviction is tried, every evictSoon, before its termination is announced. A budget that only
+	// waits for the other zone's pods to be ready again allows it by then. Afterwards it is tried every evictAgain.
+	patience   = time.Minute
+	evictSoon  = 5 * time.Second
 	evictAgain = time.Minute
 	// defaultDelay is that of EKS's example: a termination three days after the failed eviction.
 	defaultDelay = 72 * time.Hour
@@ -42,9 +45,11 @@ type Reconciler struct {
 	// Cluster is the cluster's name in notices.
 	Cluster string
 
-	// tried is when a pod's eviction was last tried (types.UID -> time.Time). Forgotten at a restart: that tries once more.
+	// tried is when a pod's eviction was tried (types.UID -> attempts). Forgotten at a restart, which tries anew.
 	tried sync.Map
 }
+
+type attempts struct{ first, last time.Time }
 
 // Setup lets the manager run the reconciler. Hosts that change their version, pods that go and berths that come lead to all
 // patches: there are few.

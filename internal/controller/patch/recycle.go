@@ -34,13 +34,18 @@ func (r *Reconciler) recycle(ctx context.Context, p *v1alpha1.Patch, s patching.
 	if s.Pod.DeletionTimestamp != nil || at.IsZero() && s.Berth.Spec.Zone != zone {
 		return 0, nil
 	}
-	due := !at.IsZero() && !now.Before(at)
-	if last, ok := r.tried.Load(s.Pod.UID); ok && !due {
-		if wait := last.(time.Time).Add(evictAgain).Sub(now); wait > 0 {
+	due, pause := !at.IsZero() && !now.Before(at), evictAgain
+	if at.IsZero() {
+		pause = evictSoon
+	}
+	tries := attempts{now, now}
+	if before, ok := r.tried.Load(s.Pod.UID); ok {
+		tries.first = before.(attempts).first
+		if wait := before.(attempts).last.Add(pause).Sub(now); wait > 0 && !due {
 			return soonest(wait, at, now), nil
 		}
 	}
-	r.tried.Store(s.Pod.UID, now)
+	r.tried.Store(s.Pod.UID, tries)
 	said, err := r.evict(ctx, s.Pod)
 	switch {
 	case err != nil:
@@ -49,13 +54,13 @@ func (r *Reconciler) recycle(ctx context.Context, p *v1alpha1.Patch, s patching.
 		return 0, nil
 	case due:
 		return 0, r.terminate(ctx, s.Pod)
-	case at.IsZero():
-		at = patching.Termination(p.Spec.Window, delay(p), now)
+	case at.IsZero() && now.Sub(tries.first) >= patience:
+		at, pause = patching.Termination(p.Spec.Window, delay(p), now), evictAgain
 		if err := r.schedule(ctx, s, said, at); err != nil {
 			return 0, err
 		}
 	}
-	return soonest(evictAgain, at, now), nil
+	return soonest(pause, at, now), nil
 }
 
 // soonest of the next try and the scheduled termination.
