@@ -32,10 +32,10 @@ type Placed struct {
 	placement.Spot
 }
 
-// Judge is a placement.Topology of the pods of one moment.
+// Judge is a placement.Topology of the pods of one moment. It is not for concurrent use.
 type Judge struct {
 	region     string
-	placed     map[placement.Spot][]*corev1.Pod
+	placed     map[placement.Spot]*framework.NodeInfo
 	namespaces []corev1.Namespace
 }
 
@@ -58,12 +58,22 @@ func Of(pods []corev1.Pod, berths []v1alpha1.Berth) []Placed {
 	return out
 }
 
-// Concerns tells whether there is anything to judge: a preference or rule of the pod, or one of a pod that is placed.
-func Concerns(pod *corev1.Pod, placed []Placed) bool {
+// Concerns tells whether there is anything to judge: a preference or rule of the pod, or one of the others. It is asked for
+// every pod, and mostly says no.
+func Concerns(pod *corev1.Pod, others []corev1.Pod) bool {
 	a := pod.Spec.Affinity
 	return len(pod.Spec.TopologySpreadConstraints) > 0 || affine(pod) ||
 		a != nil && a.NodeAffinity != nil && len(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) > 0 ||
-		slices.ContainsFunc(placed, func(p Placed) bool { return affine(p.Pod) })
+		anyAffine(others)
+}
+
+func anyAffine(pods []corev1.Pod) bool {
+	for i := range pods {
+		if affine(&pods[i]) {
+			return true
+		}
+	}
+	return false
 }
 
 func affine(pod *corev1.Pod) bool {
@@ -73,9 +83,13 @@ func affine(pod *corev1.Pod) bool {
 
 // New makes a judge; namespaces are those that terms select by their labels.
 func New(region string, placed []Placed, namespaces []corev1.Namespace) *Judge {
-	j := &Judge{region: region, placed: map[placement.Spot][]*corev1.Pod{}, namespaces: namespaces}
+	j := &Judge{region: region, placed: map[placement.Spot]*framework.NodeInfo{}, namespaces: namespaces}
+	pods := map[placement.Spot][]*corev1.Pod{}
 	for _, p := range placed {
-		j.placed[p.Spot] = append(j.placed[p.Spot], meant(p.Pod))
+		pods[p.Spot] = append(pods[p.Spot], meant(p.Pod))
+	}
+	for s, list := range pods {
+		j.placed[s] = framework.NewNodeInfo(list...)
 	}
 	return j
 }
@@ -172,7 +186,10 @@ func (j *Judge) node(s placement.Spot, offered bool) fwk.NodeInfo {
 	if offered {
 		labels[labelOffered] = "true"
 	}
-	info := framework.NewNodeInfo(j.placed[s]...)
+	info := j.placed[s]
+	if info == nil {
+		info = framework.NewNodeInfo()
+	}
 	info.SetNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.Zone + "/" + s.Host, Labels: labels}})
 	return info
 }

@@ -200,6 +200,24 @@ func TestScore(t *testing.T) {
 	}
 }
 
+// BenchmarkFilter: one decision among 10,000 pods, most of which have no rules.
+func BenchmarkFilter(b *testing.B) {
+	var placed []Placed
+	for i := range 10_000 {
+		p := pod(labelled("other"))
+		if i%100 == 0 {
+			p = pod(apart(term(corev1.LabelHostname, "web")))
+		}
+		placed = append(placed, at(fmt.Sprintf("%c/h%d", 'a'+i%3, i%20), p)...)
+	}
+	asked := pod(spread(zone, 1, corev1.DoNotSchedule), apart(term(v1alpha1.LabelHost, "web")))
+	for b.Loop() {
+		if _, err := New("r", placed, nil).Filter(asked, spots); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // TestPodsStayAsTheyAre: the pods are those of a cache that others read.
 func TestPodsStayAsTheyAre(t *testing.T) {
 	make := func() *corev1.Pod {
@@ -231,7 +249,7 @@ func TestOfAndConcerns(t *testing.T) {
 	if len(placed) != 2 || placed[0].Pod.UID != "runs" || placed[1].Pod.UID != "waits" || placed[0].Spot != spots[0] {
 		t.Errorf("placed are %+v, want the two that have a berth and have not ended", placed)
 	}
-	if Concerns(pod(), placed) || !Concerns(pod(spread(zone, 1, corev1.ScheduleAnyway)), nil) || !Concerns(pod(), at("a/h1", pod(apart(term(zone, "web"))))) {
+	if Concerns(pod(), pods) || !Concerns(pod(spread(zone, 1, corev1.ScheduleAnyway)), nil) || !Concerns(pod(), []corev1.Pod{*pod(apart(term(zone, "web")))}) {
 		t.Error("a pod concerns the judge if it has a rule, or another has one")
 	}
 }

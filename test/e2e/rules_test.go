@@ -31,6 +31,7 @@ func TestRules(t *testing.T) {
 	t.Run("facts 2.7: a foreign pod fails", testForeignPod)
 	t.Run("facts 4.2: debug containers", testDebugContainers)
 	t.Run("spread over zones", testSpread)
+	t.Run("DaemonSets take no pod's place", testDaemonSet)
 	t.Run("waits for another pod", testWaitsForAnother)
 	t.Run("facts 6: patch", testPatch)
 }
@@ -157,5 +158,28 @@ func testPatch(t *testing.T) {
 	shows(t, "Any pods created before ", "get", "events", "--field-selector", "reason=PatchNotification", "-o", "jsonpath={.items[*].message}")
 	if got := strings.Join(zones(t), " "); got != "local-1a local-1b local-1c" {
 		t.Errorf("after the patch the pods are in %s", got)
+	}
+}
+
+// testDaemonSet: pods of a DaemonSet that tolerates everything, and has a higher priority, want to be on each pod's node.
+func testDaemonSet(t *testing.T) {
+	uid := kubectl(t, "get", "pod", "limited", "-o", "jsonpath={.metadata.uid}")
+	node := kubectl(t, "get", "pod", "limited", "-o", "jsonpath={.spec.nodeName}")
+	kubectl(t, "apply", "-f", "testdata/daemon.yaml")
+	t.Cleanup(func() { kubectl(t, "delete", "-f", "testdata/daemon.yaml", "--timeout=60s") })
+	daemon := ""
+	eventually(t, func() string {
+		daemon = kubectl(t, "get", "pods", "-l", "app=daemon", "-o",
+			`jsonpath={.items[?(@.spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchFields[0].values[0]=="`+node+`")].metadata.name}`)
+		if daemon == "" {
+			return "no pod of the DaemonSet wants to be on " + node
+		}
+		return ""
+	})
+	// kube-scheduler has looked for a pod to end when it says so.
+	shows(t, "Too many pods", "get", "events", "--field-selector", "reason=FailedScheduling,involvedObject.name="+daemon, "-o", "jsonpath={.items[*].message}")
+	state := kubectl(t, "get", "pod", "limited", "-o", "jsonpath={.metadata.uid} {.metadata.deletionTimestamp} {.status.conditions[?(@.type=='DisruptionTarget')].reason}")
+	if state != uid {
+		t.Errorf("the pod is %q, want %s and nothing more", state, uid)
 	}
 }

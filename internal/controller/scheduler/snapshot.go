@@ -57,13 +57,12 @@ func (r *Reconciler) topology(ctx context.Context, pod *corev1.Pod, berths []v1a
 	if err := r.Client.List(ctx, &pods, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list pods: %w", err)
 	}
-	placed := topology.Of(pods.Items, berths)
-	if !topology.Concerns(pod, placed) {
+	if !topology.Concerns(pod, pods.Items) {
 		return nil, nil
 	}
 	var namespaces corev1.NamespaceList
 	if err := r.Client.List(ctx, &namespaces); err != nil {
 		return nil, fmt.Errorf("list namespaces: %w", err)
 	}
-	return topology.New(r.Region, placed, namespaces.Items), nil
+	return topology.New(r.Region, topology.Of(pods.Items, berths), namespaces.Items), nil
 }
