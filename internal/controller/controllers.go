@@ -46,8 +46,9 @@ type Options struct {
 	Kubeconfig, Region                 string
 	Cluster                            string // its name, in messages
 	Quotas                             rules.Quotas
-	WebhookCert, WebhookKey, WebhookCA string // PEM files
-	WebhookPort                        int    // 0 means eks.WebhookPort
+	Isolation                          v1alpha1.Isolation // of profiles that name none; empty is auto
+	WebhookCert, WebhookKey, WebhookCA string             // PEM files
+	WebhookPort                        int                // 0 means eks.WebhookPort
 	HealthPort                         int
 	MetricsPort                        int // on loopback; 0: none
 	LeaderElect                        bool
@@ -70,11 +71,13 @@ type Setup interface{ Setup(ctrl.Manager) error }
 // All controllers of a cluster.
 func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecorder, o Options) []Setup {
 	c, live, addresses := mgr.GetClient(), mgr.GetAPIReader(), scheduler.NewAddresses()
+	pods := scheduler.New(c, recorder, addresses, o.Region)
+	pods.Live, pods.Isolation = live, o.Isolation
 	return []Setup{
-		scheduler.New(c, recorder, addresses, o.Region),
+		pods,
 		&berth.Reconciler{Client: c, Live: live, Recorder: recorder, Now: time.Now},
-		&profile.Reconciler{Client: c, Quotas: o.Quotas, Cluster: o.Cluster},
-		&subnet.Reconciler{Client: c, Usage: addresses, Now: time.Now},
+		&profile.Reconciler{Client: c, Quotas: o.Quotas, Cluster: o.Cluster, Isolation: o.Isolation},
+		&subnet.Reconciler{Client: c, Live: live, Usage: addresses, Now: time.Now},
 		&host.Reconciler{Client: c, Now: time.Now},
 		&patch.Reconciler{Client: c, Recorder: recorder, Now: time.Now, Cluster: o.Cluster},
 		&nodecert.Reconciler{Client: c, Live: live, Approver: kube},
@@ -83,6 +86,9 @@ func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecor
 
 // Run runs the controllers until ctx ends.
 func Run(ctx context.Context, o Options) error {
+	if err := o.Isolation.Validate(); err != nil {
+		return fmt.Errorf("--isolation: %w", err)
+	}
 	if o.WebhookPort == 0 {
 		o.WebhookPort = eks.WebhookPort
 	}
@@ -99,6 +105,11 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.Berth{}, v1alpha1.BerthNodeNameField, func(o client.Object) []string {
+		return []string{o.(*v1alpha1.Berth).Spec.NodeName}
+	}); err != nil {
+		return fmt.Errorf("index berths by node: %w", err)
+	}
 	kube, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return fmt.Errorf("make the API client: %w", err)
@@ -112,7 +123,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	mgr.GetWebhookServer().Register(admission.Path, &webhook.Admission{Handler: &admission.Handler{Reader: mgr.GetClient(), Live: mgr.GetAPIReader(), Now: time.Now}})
-	mgr.GetWebhookServer().Register(admission.DebugPath, &webhook.Admission{Handler: admission.Debug{}})
+	mgr.GetWebhookServer().Register(admission.DebugPath, &webhook.Admission{Handler: admission.Debug{Reader: mgr.GetClient()}})
 	registration := &admission.Registration{Client: mgr.GetClient(), URL: admission.URL(o.WebhookPort), CA: ca}
 	if err := registration.Setup(mgr); err != nil {
 		return fmt.Errorf("set up the webhook's registration: %w", err)

@@ -52,7 +52,12 @@ func TestBadObjectsAreRefusedWithAReason(t *testing.T) {
 			"a tag needs a key of 1 to 127"},
 		"facts 1.6: role is no ARN": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.PodExecutionRoleArn = "my-role" }), "Invalid Role Arn: 'my-role'"},
 		"unknown isolation":         {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Isolation = "firecracker" }), `supported values: "auto", "microvm", "gvisor"`},
-		"subnet named twice":        {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Subnets = []string{"a", "a"} }), "spec.subnets[1]: Duplicate value"},
+		"unknown isolation allowed": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.AllowedIsolations = []v1alpha1.Isolation{"runc"} }),
+			`supported values: "auto", "microvm", "gvisor"`},
+		"privileged without a machine of its own": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.AllowPrivileged, s.Isolation = true, v1alpha1.IsolationGVisor }),
+			"spec.allowPrivileged: Invalid value: allowPrivileged needs isolation microvm"},
+		"privileged by default": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.AllowPrivileged = true }), "allowPrivileged needs isolation microvm"},
+		"subnet named twice":    {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Subnets = []string{"a", "a"} }), "spec.subnets[1]: Duplicate value"},
 		"patch: no such day": {&v1alpha1.Patch{ObjectMeta: named("bad"), Spec: v1alpha1.PatchSpec{Window: &v1alpha1.MaintenanceWindow{
 			Days: []string{"Sunday"}, Start: "03:00", Duration: metav1.Duration{Duration: time.Hour}}}}, `supported values: "Sun"`},
 		"patch: no time": {&v1alpha1.Patch{ObjectMeta: named("bad"), Spec: v1alpha1.PatchSpec{Window: &v1alpha1.MaintenanceWindow{
@@ -86,8 +91,8 @@ func TestDefaultsAndImmutableFields(t *testing.T) {
 		t.Errorf("a subnet is private with a NAT gateway unless it says otherwise, got %+v", s.Spec)
 	}
 	p := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "defaults"}, Spec: profileSpec("default")})
-	if p.Spec.Isolation != v1alpha1.IsolationAuto {
-		t.Errorf("isolation is %q, want auto", p.Spec.Isolation)
+	if p.Spec.Isolation != "" {
+		t.Errorf("isolation is %q, want none: the cluster's default applies", p.Spec.Isolation)
 	}
 	b := newBerth(t, c, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "x", UID: "u"}}, "defaults", "h", "n", "10.0.0.4")
 	for want, change := range map[string]func() client.Object{

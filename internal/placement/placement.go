@@ -20,8 +20,8 @@ import (
 // SubnetState is a subnet as the scheduler sees it now.
 type SubnetState struct {
 	Name, Zone string
-	// FreeIPs is how many addresses can be taken now.
-	FreeIPs int
+	// FreeIPs is how many of its Size addresses can be taken now.
+	FreeIPs, Size int
 	// Pods of the profile that are in it now.
 	Pods int
 }
@@ -33,14 +33,18 @@ type HostState struct {
 	Ready          bool
 	Capacity, Used corev1.ResourceList
 	Isolations     []v1alpha1.Isolation
-	Pods           int
+	// Probes say why the host can run an isolation or cannot.
+	Probes []v1alpha1.IsolationProbe
+	Pods   int
 }
 
 // Input is everything that a choice depends on.
 type Input struct {
-	Pod         *corev1.Pod
-	Size        v1alpha1.Size
+	Pod  *corev1.Pod
+	Size v1alpha1.Size
+	// Isolation that is asked for, and by whom.
 	Isolation   v1alpha1.Isolation
+	IsolationBy string
 	ProfileName string
 	Subnets     []SubnetState
 	Hosts       []HostState
@@ -103,14 +107,17 @@ func (c candidate) spot() Spot { return Spot{c.subnet.Zone, c.host.Name} }
 
 // Choose picks, of the subnets and hosts that have room and that the pod's node selector, node affinity, topology spread
 // constraints and pod affinity allow, those that its preferences score best; then the subnet with the fewest pods of the
-// profile, then the most free addresses, then the least loaded host. Errors: *NodeSelectorError, *TopologyError,
-// *NoCapacityError, or what Input.Topology fails with.
+// profile, then the most free addresses, then the least loaded host. Errors: *NodeSelectorError, *IsolationError,
+// *TopologyError, *NoCapacityError, or what Input.Topology fails with.
 func Choose(in Input, region string) (Choice, error) {
 	if len(in.Subnets) == 0 {
 		return Choice{}, &NoCapacityError{[]string{"profile " + in.ProfileName + " has no subnet"}}
 	}
 	candidates, short, err := suitable(in, region)
 	if err != nil {
+		return Choice{}, err
+	}
+	if err := noIsolation(in, subnetsOf(candidates)); err != nil {
 		return Choice{}, err
 	}
 	candidates, banned, err := allowed(in, candidates)
@@ -129,6 +136,14 @@ func Choose(in Input, region string) (Choice, error) {
 	}
 	best := slices.MinFunc(roomy, compare)
 	return Choice{best.subnet.Name, best.subnet.Zone, best.host.Name, best.isolation}, nil
+}
+
+func subnetsOf(candidates []candidate) []SubnetState {
+	var out []SubnetState
+	for _, c := range candidates {
+		out = append(out, c.subnet)
+	}
+	return out
 }
 
 // suitable pairs each subnet with the hosts of its zone, where the pod's node selector and affinity suit; short says what
@@ -210,7 +225,7 @@ func (in Input) spots() []Spot {
 func withRoom(in Input, candidates []candidate) (out []candidate, short []string) {
 	for _, c := range candidates {
 		if c.subnet.FreeIPs <= 0 {
-			short = append(short, fmt.Sprintf("subnet %s has no free address", c.subnet.Name))
+			short = append(short, fmt.Sprintf("subnet %s has no free address (0 of %d)", c.subnet.Name, c.subnet.Size))
 			continue
 		}
 		isolation, why := fits(in, c.host)
@@ -274,15 +289,9 @@ func fits(in Input, h HostState) (v1alpha1.Isolation, string) {
 	if !h.Ready {
 		return "", fmt.Sprintf("host %s is not ready", h.Name)
 	}
-	iso := in.Isolation
-	if iso == v1alpha1.IsolationAuto || iso == "" {
-		iso = v1alpha1.IsolationGVisor
-		if slices.Contains(h.Isolations, v1alpha1.IsolationMicroVM) {
-			iso = v1alpha1.IsolationMicroVM
-		}
-	}
-	if !slices.Contains(h.Isolations, iso) {
-		return "", fmt.Sprintf("host %s cannot run isolation %s", h.Name, iso)
+	iso, short := isolationOn(in.Isolation, h)
+	if iso == "" {
+		return "", short
 	}
 	// In a fixed order: the same input must give the same text, or a waiting pod's event is said anew at every retry.
 	for _, n := range []struct {

@@ -25,7 +25,7 @@ const tracing = corev1.Capability("SYS_PTRACE")
 
 // Debug lists what is refused about the ephemeral containers of a pod: the same as of others (facts 4.2), but for SYS_PTRACE,
 // which reaches nothing outside the pod's own sandbox and without which `kubectl debug` would not work as it comes.
-func Debug(containers []corev1.EphemeralContainer) []string {
+func Debug(containers []corev1.EphemeralContainer, opts Options) []string {
 	var plain []corev1.Container
 	for _, e := range containers {
 		c := *(*corev1.Container)(e.EphemeralContainerCommon.DeepCopy())
@@ -40,18 +40,20 @@ func Debug(containers []corev1.EphemeralContainer) []string {
 		}
 		plain = append(plain, c)
 	}
-	return containerViolations(plain, nil)
+	return containerViolations(plain, nil, opts)
 }
 
 // containerViolations are those of containers, in EKS's order; volumes are what is said of the pod's volumes.
-func containerViolations(containers []corev1.Container, volumes []string) []string {
+func containerViolations(containers []corev1.Container, volumes []string, opts Options) []string {
 	var out []string
 	add := func(s string) {
 		if s != "" {
 			out = append(out, s)
 		}
 	}
-	add(securityContexts(containers))
+	if !opts.AllowPrivileged {
+		add(securityContexts(containers))
+	}
 	if len(volumes) > 0 {
 		add("volumes not supported: " + strings.Join(volumes, ", "))
 	}

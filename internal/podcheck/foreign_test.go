@@ -57,8 +57,11 @@ func TestDebug(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			before := len(test.containers)
-			if got := strings.Join(Debug(test.containers), ", "); got != test.want {
+			if got := strings.Join(Debug(test.containers, Options{}), ", "); got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
+			}
+			if got := Debug(test.containers, Options{AllowPrivileged: true}); strings.Contains(strings.Join(got, ", "), "SecurityContext") {
+				t.Errorf("where all rights are allowed: %q", got)
 			}
 			if len(test.containers) != before || name == "kubectl debug as it comes" && !slices.Contains(test.containers[0].SecurityContext.Capabilities.Add, tracing) {
 				t.Error("the containers were changed")
