@@ -26,24 +26,22 @@ func (e *IsolationError) WaitsFor() string {
 	return fmt.Sprintf("a host that can run isolation %s", e.Isolation)
 }
 
-// noIsolation is an error if no host of the subnets' zones, ready or not, can run what the pod is to run in.
-func noIsolation(in Input, subnets []SubnetState) error {
-	var why []string
-	for _, h := range in.Hosts {
-		if !slices.ContainsFunc(subnets, func(s SubnetState) bool { return slices.Contains(h.Zones, s.Zone) }) {
+// isolated gives the candidates what the pod is to run in there, and leaves out those whose host, ready or not, cannot run
+// it; cannot says why. It is an error if none is left: room that comes free would not help.
+func isolated(in Input, candidates []candidate) (out []candidate, cannot []string, err error) {
+	for _, c := range candidates {
+		isolation, why := isolationOn(in.Isolation, c.host)
+		if isolation == "" {
+			cannot = append(cannot, why)
 			continue
 		}
-		isolation, short := isolationOn(in.Isolation, h)
-		if isolation != "" {
-			return nil
-		}
-		why = append(why, short)
+		c.isolation = isolation
+		out = append(out, c)
 	}
-	if len(why) == 0 {
-		return nil // no host at all: that is lack of room
+	if len(out) == 0 && len(cannot) > 0 {
+		return nil, nil, &IsolationError{Isolation: asked(in.Isolation), By: in.IsolationBy, Hosts: sorted(cannot)}
 	}
-	slices.Sort(why)
-	return &IsolationError{Isolation: asked(in.Isolation), By: in.IsolationBy, Hosts: why}
+	return out, cannot, nil
 }
 
 // isolationOn is what a pod that is to run in wish gets on the host, or else why it cannot have it.
