@@ -87,6 +87,10 @@ bench-memory: ## Private memory of each process that an idle pod costs (needs ma
 bench-policy: ## Time until a change is in the kernel, at 1,000 pods and 100 network policies (root; no cluster needed).
 	go test ./internal/hostagent/network -run '^$$' -bench Policies -benchtime 20x
 
+.PHONY: bench-guest
+bench-guest: bin/guest/manifest.json ## Time of each step from a restored microVM to its first containers, and its private memory (root; no cluster needed).
+	go test ./internal/microvm/guest -run '^$$' -bench Start -benchtime 10x
+
 .PHONY: lint
 lint: ## Check formatting, go vet in every module of ours, and the shell scripts.
 	@unformatted=$$(gofmt -l api build charts cmd hack internal test); \
