@@ -16,6 +16,9 @@ const (
 	FinalizerNode = "berth.run/node"
 )
 
+// BerthNodeNameField selects Berths by the node that they name: the API server can, and berth-controller's cache has an index.
+const BerthNodeNameField = "spec.nodeName"
+
 // Annotations of a Berth that begin its timeline: the host agent copies them into the status.
 const (
 	// AnnotationAdmitted, of the pod and the Berth, is when the webhook saw the pod (RFC 3339 with nanoseconds).
@@ -62,6 +65,16 @@ type Size struct {
 	EphemeralStorage resource.Quantity `json:"ephemeralStorage"`
 }
 
+// Bandwidth limits a pod's link. A direction without a limit has that of the host.
+type Bandwidth struct {
+	// ingress to the pod, in bits per second, such as 10M.
+	// +optional
+	Ingress *resource.Quantity `json:"ingress,omitempty"`
+	// egress from the pod, in bits per second.
+	// +optional
+	Egress *resource.Quantity `json:"egress,omitempty"`
+}
+
 // BerthSpec is what the scheduler decided. It never changes.
 // +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a berth cannot be changed: delete its pod"
 type BerthSpec struct {
@@ -90,9 +103,18 @@ type BerthSpec struct {
 	// size that the pod is given.
 	// +required
 	Size Size `json:"size"`
+	// bandwidth as the pod's annotations kubernetes.io/ingress-bandwidth and egress-bandwidth limit it.
+	// +optional
+	Bandwidth *Bandwidth `json:"bandwidth,omitempty"`
 	// isolation of the sandbox: microvm or gvisor.
 	// +required
 	Isolation Isolation `json:"isolation"`
+	// isolationReason says, in a sentence, who asked for it and what the host has to do with it.
+	// +optional
+	IsolationReason string `json:"isolationReason,omitempty"`
+	// allowPrivileged: the profile lets the pod's containers have all rights inside the pod's virtual machine.
+	// +optional
+	AllowPrivileged bool `json:"allowPrivileged,omitempty"`
 }
 
 // BerthPhase says where a Berth is in its life.
@@ -173,6 +195,7 @@ type BerthStatus struct {
 // +kubebuilder:printcolumn:name="Isolation",type=string,JSONPath=`.spec.isolation`
 // +kubebuilder:printcolumn:name="Profile",type=string,priority=1,JSONPath=`.spec.profileName`
 // +kubebuilder:printcolumn:name="Subnet",type=string,priority=1,JSONPath=`.spec.subnetName`
+// +kubebuilder:printcolumn:name="Why this isolation",type=string,priority=1,JSONPath=`.spec.isolationReason`
 // +kubebuilder:printcolumn:name="Zone",type=string,priority=1,JSONPath=`.spec.zone`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type Berth struct {

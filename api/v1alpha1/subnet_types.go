@@ -36,7 +36,8 @@ type SubnetSpec struct {
 	// +optional
 	Type SubnetType `json:"type,omitempty"`
 
-	// natGateway lets pods of this subnet reach addresses outside the cluster, by NAT.
+	// natGateway lets pods of this subnet reach addresses outside the cluster, by NAT. Without, they reach pods, Services and load
+	// balancers only. It can be changed; connections that were open go on to be judged by it.
 	// +kubebuilder:default=true
 	// +optional
 	NATGateway *bool `json:"natGateway,omitempty"`
@@ -51,6 +52,12 @@ type SubnetStatus struct {
 	// usedIPs is how many addresses pods hold now, including those that wait before they are used again.
 	// +optional
 	UsedIPs int32 `json:"usedIPs"`
+
+	// heldIPs are the addresses that may not be given: pods hold them, or they rest. Written before an address is used, under a
+	// lock of this object's version, so that no two controllers give the same one. Ranges such as 10.90.0.4-10.90.0.9.
+	// +listType=atomic
+	// +optional
+	HeldIPs []string `json:"heldIPs,omitempty"`
 
 	// conditions; Ready is the summary.
 	// +listType=map

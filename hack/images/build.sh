@@ -64,7 +64,7 @@ if ! fresh "$out/coredns.tar" "${recipes[@]}" "$here/coredns" "$top/bin/coredns"
   echo "made bin/images/coredns.tar ($version)"
 fi
 
-if ! fresh "$out/nginx.tar" "${recipes[@]}" "$here/nginx" "$here/busybox" "$here/debian"; then
+if ! fresh "$out/nginx.tar" "${recipes[@]}" "$here/nginx" "$here/redis" "$here/busybox" "$here/debian" || [ ! -f "$out/redis.tar" ]; then
   [ "$(id -u)" -eq 0 ] || { echo "hack/images/build.sh: making the Debian images needs root" >&2; exit 1; }
   need mmdebstrap mmdebstrap debian-archive-keyring
   mkimage
@@ -77,7 +77,7 @@ if ! fresh "$out/nginx.tar" "${recipes[@]}" "$here/nginx" "$here/busybox" "$here
     --dpkgopt='path-include=/usr/share/doc/*/copyright' --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \
     --customize-hook="sh $here/debian/snapshot.sh \"\$1\"" "$suite" /dev/null >"$work/mmdebstrap.log" 2>&1 ||
     { tail -n 30 "$work/mmdebstrap.log" >&2; echo "hack/images/build.sh: mmdebstrap failed; is a Debian mirror reachable?" >&2; exit 1; }
-  nginx=$(cat "$work/nginx.version"); busybox=$(cat "$work/busybox.version")
+  nginx=$(cat "$work/nginx.version"); redis=$(cat "$work/redis.version"); busybox=$(cat "$work/busybox.version")
   library=docker.io/library
   "$MKIMAGE" image -o "$out/busybox.tar" -config "$here/busybox/config.json" -layer "$work/busybox.tar.gz" \
     "$library/busybox:latest" "$library/busybox:$busybox" "$library/busybox:${busybox%.*}"
@@ -85,5 +85,7 @@ if ! fresh "$out/nginx.tar" "${recipes[@]}" "$here/nginx" "$here/busybox" "$here
     "$library/debian:$suite-slim" "$library/debian:12-slim"
   "$MKIMAGE" image -o "$out/nginx.tar" -config "$here/nginx/config.json" -layer "$work/base.tar.gz" -layer "$work/nginx.tar.gz" \
     "$library/nginx:latest" "$library/nginx:$nginx" "$library/nginx:${nginx%.*}"
-  echo "made bin/images/{busybox,debian,nginx}.tar (busybox $busybox, nginx $nginx)"
+  "$MKIMAGE" image -o "$out/redis.tar" -config "$here/redis/config.json" -layer "$work/base.tar.gz" -layer "$work/redis.tar.gz" \
+    "$library/redis:latest" "$library/redis:$redis" "$library/redis:${redis%.*}"
+  echo "made bin/images/{busybox,debian,nginx,redis}.tar (busybox $busybox, nginx $nginx, redis $redis)"
 fi

@@ -336,7 +336,7 @@ func TestBothSubnetsExhausted(t *testing.T) {
 	}
 	pod := s.pod(t, "last", nil)
 	reconcileOnce(t, s.r, pod)
-	if said := s.said(); len(said) != 1 || !strings.Contains(said[0], "subnet small-a has no free address") {
+	if said := s.said(); len(said) != 1 || !strings.Contains(said[0], "subnet small-a has no free address (0 of 11); subnet small-b has no free address (0 of 11)") {
 		t.Errorf("events %q, want the subnets that are exhausted", said)
 	}
 }

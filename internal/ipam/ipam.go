@@ -34,8 +34,7 @@ func New(cidr netip.Prefix) (*Allocator, error) {
 	if !cidr.IsValid() || !cidr.Addr().Is4() || cidr.Masked() != cidr || cidr.Bits() < 16 || cidr.Bits() > 28 {
 		return nil, fmt.Errorf("subnet %s is not an IPv4 network address with a prefix of /16 to /28", cidr)
 	}
-	size := 1<<(32-cidr.Bits()) - reservedFirst - 1
-	return &Allocator{prefix: cidr, size: size, used: map[netip.Addr]bool{}, released: map[netip.Addr]time.Time{}}, nil
+	return &Allocator{prefix: cidr, size: Size(cidr), used: map[netip.Addr]bool{}, released: map[netip.Addr]time.Time{}}, nil
 }
 
 func (a *Allocator) at(i int) netip.Addr {
@@ -85,6 +84,41 @@ func (a *Allocator) Release(addr netip.Addr, now time.Time) {
 		delete(a.used, addr)
 		a.released[addr] = now
 	}
+}
+
+// Rest lets an address rest for ReusePause from now, unless it is used or rests already.
+func (a *Allocator) Rest(addr netip.Addr, now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.prefix.Contains(addr) && !a.used[addr] && !a.resting(addr, now) {
+		a.released[addr] = now
+	}
+}
+
+// Forget frees an address at once: nobody used it.
+func (a *Allocator) Forget(addr netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.used, addr)
+}
+
+// Held lists the addresses that are used and those that rest at now, in no order; wait is until the first of them is free,
+// 0 if none rests.
+func (a *Allocator) Held(now time.Time) (held []netip.Addr, wait time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for addr := range a.used {
+		held = append(held, addr)
+	}
+	for addr, at := range a.released {
+		if left := ReusePause - now.Sub(at); left > 0 {
+			held = append(held, addr)
+			if wait == 0 || left < wait {
+				wait = left
+			}
+		}
+	}
+	return held, wait
 }
 
 // Free is how many addresses Take could hand out at now.

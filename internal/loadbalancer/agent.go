@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/ipam"
 )
 
 // Options of a load balancer.
@@ -114,7 +115,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	}
 	problems := r.pool.assign(&c, subnets, time.Now())
 	config, certs, more := Build(c)
-	if err := r.host.publish(ctx, config.ports()); err != nil {
+	if err := r.host.publish(ctx, config.addresses(), config.ports()); err != nil {
 		return reconcile.Result{}, err
 	}
 	err = r.proxy.apply(ctx, config, certs)
@@ -125,7 +126,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 		return reconcile.Result{}, err
 	}
 	r.tell(append(problems, more...))
-	return reconcile.Result{}, r.writeStatus(ctx, c)
+	return reconcile.Result{RequeueAfter: ipam.ReusePause}, errors.Join(r.writeStatus(ctx, c), r.writeUsage(ctx, subnets))
 }
 
 func (r *reconciler) read(ctx context.Context) (Cluster, []v1alpha1.Subnet, error) {
@@ -196,8 +197,11 @@ func (r *reconciler) writeStatus(ctx context.Context, c Cluster) error {
 		s := &c.Services[i]
 		before := s.DeepCopy()
 		if addr, served := c.Addr[client.ObjectKeyFromObject(s)]; served {
-			// Proxy: kube-proxy must not take a short cut past the load balancer.
-			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: addr.String(), IPMode: ptr.To(corev1.LoadBalancerIPModeProxy)}}
+			mode := corev1.LoadBalancerIPModeProxy // kube-proxy must not take a short cut past HAProxy
+			if byKubeProxy(s) {
+				mode = corev1.LoadBalancerIPModeVIP
+			}
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: addr.String(), IPMode: ptr.To(mode)}}
 		} else if in := s.Status.LoadBalancer.Ingress; len(in) > 0 && c.public(in[0].IP) {
 			s.Status.LoadBalancer.Ingress = nil
 		}
@@ -214,6 +218,26 @@ func (r *reconciler) writeStatus(ctx context.Context, c Cluster) error {
 			in.Status.LoadBalancer.Ingress = nil
 		}
 		if err := r.patchStatus(ctx, in, before, equality.Semantic.DeepEqual(before.Status, in.Status)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeUsage tells how full the public subnets are. Addresses that rest become free without an event.
+func (r *reconciler) writeUsage(ctx context.Context, subnets []v1alpha1.Subnet) error {
+	now := time.Now()
+	for i := range subnets {
+		s := &subnets[i]
+		a := r.pool.subnets[s.Spec.CIDR]
+		prefix, err := netip.ParsePrefix(s.Spec.CIDR)
+		if s.Spec.Type != v1alpha1.SubnetPublic || a == nil || err != nil {
+			continue
+		}
+		before := s.DeepCopy()
+		s.Status.AvailableIPs = int32(a.Free(now))
+		s.Status.UsedIPs = int32(ipam.Size(prefix)) - s.Status.AvailableIPs
+		if err := r.patchStatus(ctx, s, before, equality.Semantic.DeepEqual(before.Status, s.Status)); err != nil {
 			return err
 		}
 	}

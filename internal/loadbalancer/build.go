@@ -91,13 +91,22 @@ func Wants(s *corev1.Service) (bool, string) {
 	if target != "ip" {
 		return false, fmt.Sprintf("instance targets cannot work: a pod's own node has no node port. Set annotation %s: ip", annotationTargetType)
 	}
-	if !slices.ContainsFunc(s.Spec.Ports, isTCP) {
-		return false, "none of its ports is TCP; load balancers serve no other protocol so far"
+	switch {
+	case !byKubeProxy(s):
+	case s.Annotations[annotationProxy] == "*":
+		return false, "the PROXY protocol is for TCP: put its TCP ports into a Service of their own, or remove annotation " + annotationProxy
+	case len(s.Spec.LoadBalancerSourceRanges) == 0 && s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey] != "":
+		return false, "it has ports that are not TCP, for which source ranges are taken from spec.loadBalancerSourceRanges, not from annotation " +
+			corev1.AnnotationLoadBalancerSourceRangesKey
 	}
 	return true, ""
 }
 
-func isTCP(p corev1.ServicePort) bool { return p.Protocol == corev1.ProtocolTCP }
+// byKubeProxy says that HAProxy, which knows TCP only, cannot serve the Service: its address is led to its pods by kube-proxy,
+// for all of its ports, since a load balancer's address is kube-proxy's as a whole or not at all (status ipMode).
+func byKubeProxy(s *corev1.Service) bool {
+	return slices.ContainsFunc(s.Spec.Ports, func(p corev1.ServicePort) bool { return p.Protocol != corev1.ProtocolTCP && p.Protocol != "" })
+}
 
 // Build makes the configuration, and the certificates that it names.
 func Build(c Cluster) (Config, []Cert, []Problem) {
@@ -142,16 +151,16 @@ func (b *builder) listeners() {
 		if !wanted || !known {
 			continue
 		}
+		b.config.Held = append(b.config.Held, addr)
+		if byKubeProxy(s) {
+			continue
+		}
 		sources, err := sourceRanges(s)
 		if err != nil {
 			b.problem(s, "InvalidSourceRanges", "%v; it is not served until that is mended", err)
 			continue
 		}
 		for _, p := range s.Spec.Ports {
-			if !isTCP(p) {
-				b.problem(s, "UnsupportedProtocol", "port %d is %s; load balancers serve TCP so far", p.Port, p.Protocol)
-				continue
-			}
 			b.config.Listeners = append(b.config.Listeners, Listener{Name: fmt.Sprintf("nlb.%s_%s:%d", s.Namespace, s.Name, p.Port), Addr: addr, Port: p.Port,
 				Sources: sources, ProxyProtocol: s.Annotations[annotationProxy] == "*", Targets: b.targets(s, p)})
 		}

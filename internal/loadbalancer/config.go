@@ -15,6 +15,8 @@ type Config struct {
 	// Socket of HAProxy's runtime API.
 	Socket    string
 	Listeners []Listener
+	// Held are the addresses of all Services, those that kube-proxy serves included.
+	Held []netip.Addr
 	// Web serves all Ingresses; its Addr is invalid if there are none.
 	Web Web
 }
@@ -264,6 +266,15 @@ func (c Config) shape() Config {
 		c.Web.Backends[i].Targets = nil
 	}
 	return c
+}
+
+// addresses are those that the host holds.
+func (c Config) addresses() []netip.Addr {
+	out := slices.Clone(c.Held)
+	if c.Web.Addr.IsValid() {
+		out = append(out, c.Web.Addr)
+	}
+	return out
 }
 
 // ports are where load balancers listen.

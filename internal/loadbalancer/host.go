@@ -19,6 +19,7 @@ import (
 type host struct {
 	nft       knftables.Interface
 	published []netip.AddrPort
+	held      []netip.Addr
 	known     bool
 }
 
@@ -30,13 +31,14 @@ func newHost() (*host, error) {
 	return &host{nft: nft}, nil
 }
 
-// publish makes the addresses of these ports, and no other, the host's for load balancers; pods reach these ports of them only.
-func (h *host) publish(ctx context.Context, ports []netip.AddrPort) error {
+// publish makes these addresses, and no other, the host's for load balancers; pods reach these ports of them only.
+func (h *host) publish(ctx context.Context, addrs []netip.Addr, ports []netip.AddrPort) error {
 	slices.SortFunc(ports, netip.AddrPort.Compare)
-	if h.known && slices.Equal(ports, h.published) {
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	if h.known && slices.Equal(ports, h.published) && slices.Equal(addrs, h.held) {
 		return nil
 	}
-	if err := hold(ports); err != nil {
+	if err := hold(addrs); err != nil {
 		return err
 	}
 	tx := h.nft.NewTransaction()
@@ -49,12 +51,12 @@ func (h *host) publish(ctx context.Context, ports []netip.AddrPort) error {
 	if err := h.nft.Run(ctx, tx); err != nil {
 		return fmt.Errorf("let pods reach the load balancers: %w", err)
 	}
-	h.published, h.known = ports, true
+	h.published, h.held, h.known = ports, addrs, true
 	return nil
 }
 
-// hold gives the ports' addresses to the gateway's link, and takes others off it.
-func hold(ports []netip.AddrPort) error {
+// hold gives the addresses to the gateway's link, and takes others off it.
+func hold(addrs []netip.Addr) error {
 	link, err := netlink.LinkByName(layout.GatewayLink)
 	if err != nil {
 		return fmt.Errorf("find link %s: %w", layout.GatewayLink, err)
@@ -65,18 +67,17 @@ func hold(ports []netip.AddrPort) error {
 	}
 	for _, a := range there {
 		addr, _ := netip.AddrFromSlice(a.IP.To4())
-		wanted := slices.ContainsFunc(ports, func(p netip.AddrPort) bool { return p.Addr() == addr })
-		if addr.String() == layout.GatewayIP || wanted {
+		if addr.String() == layout.GatewayIP || slices.Contains(addrs, addr) {
 			continue
 		}
 		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("take %s off %s: %w", addr, layout.GatewayLink, err)
 		}
 	}
-	for _, p := range ports {
-		full := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(32, 32)}
+	for _, addr := range addrs {
+		full := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}
 		if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: full}); err != nil {
-			return fmt.Errorf("give %s to %s: %w", p.Addr(), layout.GatewayLink, err)
+			return fmt.Errorf("give %s to %s: %w", addr, layout.GatewayLink, err)
 		}
 	}
 	return nil

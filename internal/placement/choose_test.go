@@ -26,6 +26,7 @@ func memory(used string) corev1.ResourceList {
 func TestSelectorsAndHosts(t *testing.T) {
 	var selector *NodeSelectorError
 	var capacity *NoCapacityError
+	var isolation *IsolationError
 	tests := map[string]struct {
 		change func(*Input)
 		want   string
@@ -53,7 +54,7 @@ func TestSelectorsAndHosts(t *testing.T) {
 		"most free addresses before the name":  {func(in *Input) { in.Subnets[2].FreeIPs = 11 }, "c", nil},
 		"a zone without a host is passed over": {func(in *Input) { in.Hosts[0].Zones = []string{"za"} }, "a", nil},
 		"a host that is not ready":             {func(in *Input) { in.Hosts[0].Ready = false }, "", &capacity},
-		"an isolation that no host proved":     {func(in *Input) { in.Isolation = v1alpha1.IsolationMicroVM }, "", &capacity},
+		"an isolation that no host proved":     {func(in *Input) { in.Isolation = v1alpha1.IsolationMicroVM }, "", &isolation},
 		"an exact fit": {func(in *Input) {
 			in.Hosts[0].Capacity, in.Hosts[0].Used = memory("1Gi"), memory("512Mi")
 		}, "b", nil},
@@ -148,7 +149,7 @@ func FuzzChoose(f *testing.F) {
 	f.Fuzz(func(t *testing.T, need, capacity, used int64, free, pods int, ready bool, zone string) {
 		in := input(func(in *Input) {
 			in.Size.Memory = *resource.NewQuantity(need, resource.BinarySI)
-			in.Subnets = []SubnetState{{"a", zone, free, pods}, {"b", "zb", 0, 0}}
+			in.Subnets = []SubnetState{{"a", zone, free, 11, pods}, {"b", "zb", 0, 11, 0}}
 			in.Hosts[0].Ready = ready
 			in.Hosts[0].Capacity = corev1.ResourceList{corev1.ResourceMemory: *resource.NewQuantity(capacity, resource.BinarySI)}
 			in.Hosts[0].Used = corev1.ResourceList{corev1.ResourceMemory: *resource.NewQuantity(used, resource.BinarySI)}

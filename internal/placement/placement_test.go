@@ -16,7 +16,7 @@ func input(change func(*Input)) Input {
 		Pod:         &corev1.Pod{},
 		Size:        v1alpha1.Size{CPU: resource.MustParse("250m"), Memory: resource.MustParse("512Mi"), EphemeralStorage: resource.MustParse("20Gi")},
 		ProfileName: "web",
-		Subnets:     []SubnetState{{"a", "za", 10, 1}, {"b", "zb", 10, 0}, {"c", "zc", 9, 0}},
+		Subnets:     []SubnetState{{"a", "za", 10, 11, 1}, {"b", "zb", 10, 11, 0}, {"c", "zc", 9, 11, 0}},
 		Hosts: []HostState{{Name: "h1", Zones: []string{"za", "zb", "zc"}, Ready: true, Isolations: []v1alpha1.Isolation{v1alpha1.IsolationGVisor},
 			Capacity: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}}},
 	}
@@ -42,7 +42,7 @@ func TestChoose(t *testing.T) {
 		"no host":                                  {input(func(in *Input) { in.Hosts = nil }), Choice{}, &capacity},
 		"auto takes a microVM where it is proved": {input(func(in *Input) {
 			in.Isolation = v1alpha1.IsolationAuto
-			in.Hosts[0].Isolations = append(in.Hosts[0].Isolations, v1alpha1.IsolationMicroVM)
+			in.Hosts[0] = proving(in.Hosts[0], v1alpha1.AcceleratorKVM, "")
 		}), Choice{"b", "zb", "h1", "microvm"}, nil},
 	}
 	for name, test := range tests {

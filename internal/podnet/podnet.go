@@ -27,6 +27,11 @@ type Config struct {
 	IP      string `json:"ip"`
 	Gateway string `json:"gateway"`
 	MTU     int    `json:"mtu"`
+	// Subnet that the address is from (10.90.0.0/19), for chains with another main plugin, whose links are not routed.
+	Subnet string `json:"subnet,omitempty"`
+	// Ingress and Egress limit the link, in bits per second; 0 is no limit.
+	Ingress uint64 `json:"ingress,omitempty"`
+	Egress  uint64 `json:"egress,omitempty"`
 }
 
 // Write keeps a pod's configuration where the CNI plugin looks for it.
@@ -92,6 +97,9 @@ func Add(podUID, netnsPath string, c Config) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make link %s: %w", name, err)
 	}
+	if err := withoutIPv6(name); err != nil {
+		return err
+	}
 	host, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("find link %s: %w", name, err)
@@ -102,9 +110,22 @@ func Add(podUID, netnsPath string, c Config) error {
 	if err := podEnd(ns, ip, gateway, host.Attrs().HardwareAddr); err != nil {
 		return err
 	}
+	if err := limit(ns, host, c); err != nil {
+		return err
+	}
 	route := &netlink.Route{LinkIndex: host.Attrs().Index, Dst: hostNet(ip), Scope: netlink.SCOPE_LINK, Src: gateway}
 	if err := netlink.RouteReplace(route); err != nil {
 		return fmt.Errorf("route %s to %s: %w", ip, name, err)
+	}
+	return nil
+}
+
+// withoutIPv6 keeps a pod from reaching the host by the link's IPv6 address, which the kernel gives it by itself: the host's
+// rules are those of IPv4.
+func withoutIPv6(link string) error {
+	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", link, "disable_ipv6"), []byte("1"), 0o644)
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
+		return fmt.Errorf("switch IPv6 off on link %s: %w", link, err)
 	}
 	return nil
 }

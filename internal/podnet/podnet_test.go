@@ -47,16 +47,7 @@ func TestLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer host.Close()
-	gateway := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "gw"}}
-	if err := netlink.LinkAdd(gateway); err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.AddrAdd(gateway, &netlink.Addr{IPNet: hostNet(net.ParseIP("10.9.255.1").To4())}); err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.LinkSetUp(gateway); err != nil {
-		t.Fatal(err)
-	}
+	gateway(t)
 	podPath := fmt.Sprintf("/proc/self/fd/%d", int(pod))
 	for range 2 { // a second time replaces the first
 		if err := Add(uid, podPath, Config{IP: "10.9.0.5", Gateway: "10.9.255.1", MTU: 1400}); err != nil {

@@ -3,6 +3,7 @@
 package runtimeconf
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path"
@@ -34,17 +35,29 @@ func write(file, content string) error {
 // WriteContainerd writes containerd's, gVisor's and CNI's configuration and returns the path of containerd's.
 func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 	conf := dirs.Config()
+	chain, err := cniChain(dirs, binDir)
+	if err != nil {
+		return "", err
+	}
 	files := map[string]string{
 		"runsc.toml":            fmt.Sprintf(runscConfig, filepath.Join(binDir, "runsc"), filepath.Join(dirs.Run, "runsc")),
-		"cni/10-berth.conflist": fmt.Sprintf(cniConfig, dirs.Run),
+		"cni/10-berth.conflist": chain,
 		"containerd.toml": fmt.Sprintf(containerdConfig, dirs.Containerd(), dirs.ContainerdState(), dirs.ContainerdSocket(),
 			PauseImage, HostsDir(dirs), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
-			filepath.Join(binDir, "containerd-shim-runsc-start"), filepath.Join(conf, "runsc.toml"), binDir, filepath.Join(conf, "cni")),
+			filepath.Join(binDir, "containerd-shim-runsc-start"), filepath.Join(conf, "runsc.toml"),
+			layout.RuntimeHandlerMicroVM, filepath.Join(binDir, "containerd-shim-berth-start"), quoted(pluginDirs(binDir)), filepath.Join(conf, "cni")),
 	}
 	for name, content := range files {
 		if err := write(filepath.Join(conf, name), content); err != nil {
 			return "", err
 		}
+	}
+	where, err := json.Marshal(dirs)
+	if err != nil {
+		return "", fmt.Errorf("encode the host's directories: %w", err)
+	}
+	if err := write(dirs.ShimDirs(), string(where)); err != nil {
+		return "", err
 	}
 	for registry, upstream := range mirrored {
 		if err := Mirror(dirs, registry, upstream); err != nil {
@@ -89,13 +102,6 @@ storage:
   filesystem: {rootdirectory: %s}
   delete: {enabled: true}
 http: {addr: "127.0.0.1:%d"}
-`
-
-const cniConfig = `{
-  "cniVersion": "1.0.0",
-  "name": "berth",
-  "plugins": [{"type": "berth-cni", "runDir": %q}]
-}
 `
 
 // runscConfig: systrap needs no hardware virtualization; writes of a container go to the sandbox's own memory-backed or
@@ -147,8 +153,16 @@ disabled_plugins = [
       [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.gvisor.options]
         TypeUrl = "io.containerd.runsc.v1.options"
         ConfigPath = %q
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.%s]
+      runtime_type = "io.containerd.berth.v1"
+      runtime_path = %q
+      # What the node process tells the shim of the pod; it lets no such annotation of the user's through.
+      pod_annotations = ["berth.run/*"]
+      # A privileged container has the devices of its own virtual machine, never the host's.
+      privileged_without_host_devices = true
+      privileged_without_host_devices_all_devices_allowed = true
   [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = [%q]
+    bin_dirs = [%s]
     conf_dir = %q
     use_internal_loopback = true
 `

@@ -66,7 +66,7 @@ func TestLoadBalancers(t *testing.T) {
 	}
 	kubectl(t, "wait", "--for=condition=Ready", "pod/visitor", "--timeout=60s")
 	shows(t, "shop-", "exec", "visitor", "--", "wget", "-qO-", "http://"+nlb+":8080/")
-	for object, want := range map[string]string{"instances": "Set annotation service.beta.kubernetes.io/aws-load-balancer-nlb-target-type: ip", "shop": "there is no Secret broken"} {
+	for object, want := range map[string]string{"instances": "Set annotation service.beta.kubernetes.io/aws-load-balancer-nlb-target-type: ip", "shop": "there is no Secret broken", "safe": "Secret garbled: tls: failed to find any PEM data"} {
 		shows(t, want, "get", "events", "--field-selector", "involvedObject.name="+object, "-o", "jsonpath={.items[*].message}")
 	}
 	t.Run("no request fails while pods are replaced", func(t *testing.T) {
@@ -83,8 +83,28 @@ func TestLoadBalancers(t *testing.T) {
 			}
 		}
 	})
-	t.Run("killed, it comes back", func(t *testing.T) {
-		kill(t, partPID("berth-lb"))
+	t.Run("nobody notices that berth-lb and the agent were killed", func(t *testing.T) {
+		stop, result := make(chan struct{}), make(chan error, 1)
+		go func() { result <- loadHost(web, "shop.example", stop) }()
+		for _, part := range []string{"berth-lb", "berth-host"} {
+			before := partPID(part)
+			kill(t, before)
+			eventually(t, func() string {
+				if now := partPID(part); now == before || now == "" || now == "0" {
+					return part + " was not started again"
+				}
+				return ""
+			})
+		}
+		kubectl(t, "scale", "deployment/shop", "--replicas=3") // they work again
+		kubectl(t, "rollout", "status", "deployment/shop", "--timeout=90s")
+		close(stop)
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("HAProxy is killed and comes back", func(t *testing.T) {
+		kill(t, partPID("haproxy"))
 		eventually(t, func() string {
 			if status, _, err := ask("http://"+web+"/", "shop.example"); status != 200 {
 				return fmt.Sprintf("%d, %v", status, err)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # A hook of mmdebstrap: makes the root file system $1 forget when and where it was made, then packs it into layers:
-# base.tar.gz, nginx.tar.gz over it, and busybox.tar.gz of its own. Wants MKIMAGE, LAYERS and IMAGES in the environment.
+# base.tar.gz, nginx.tar.gz and redis.tar.gz over it, and busybox.tar.gz of its own. Wants MKIMAGE, LAYERS and IMAGES in the environment.
 set -eu
 root=$1
 export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG
@@ -32,6 +32,11 @@ layer "$LAYERS/base.tar.gz"
 cp -a "$kept/lists/." "$root/var/lib/apt/lists/"
 rm -rf "$kept"
 mkdir -p "$root/var/cache/apt/archives/partial" "$root/var/log/apt"
+redis=$(mktemp -d)
+trap 'rm -rf "$busybox" "$redis"' EXIT
+sh "$IMAGES/redis/layout.sh" "$root" "$redis"
+"$MKIMAGE" layer -o "$LAYERS/redis.tar.gz" "$redis"
+mv "$redis.version" "$LAYERS/redis.version"
 sh "$IMAGES/nginx/install.sh" "$root"
 chroot "$root" dpkg-query --showformat='${source:Upstream-Version}' --show nginx > "$LAYERS/nginx.version"
 forget

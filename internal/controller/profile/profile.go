@@ -2,6 +2,7 @@
 package profile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,8 @@ type Reconciler struct {
 	Quotas rules.Quotas
 	// Cluster is the cluster's name in messages.
 	Cluster string
+	// Isolation of profiles that name none; empty is auto.
+	Isolation v1alpha1.Isolation
 }
 
 // Setup lets the manager run the reconciler; subnets, pods and other profiles lead back to profiles: one may wait for another.
@@ -110,6 +113,7 @@ func (r *Reconciler) judge(p *v1alpha1.FargateProfile, subnets []v1alpha1.Subnet
 		wrong = append(wrong, exceeded)
 	}
 	p.Status.ObservedGeneration = p.Generation
+	p.Status.Isolation = cmp.Or(p.Spec.Isolation, r.Isolation, v1alpha1.IsolationAuto)
 	if len(wrong) > 0 {
 		p.Status.Status, p.Status.Subnets = v1alpha1.ProfileCreateFailed, nil
 		conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, "Invalid", strings.Join(wrong, " "))
@@ -126,6 +130,27 @@ func (r *Reconciler) judge(p *v1alpha1.FargateProfile, subnets []v1alpha1.Subnet
 		p.Status.Subnets = slices.Sorted(slices.Values(p.Spec.Subnets))
 	}
 	conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, true, p.Generation, "Active", "pods that match run on this profile")
+	addresses(p, byName)
+}
+
+// addresses tells whether the profile's subnets have addresses left. Counts are said of full subnets only: others change
+// with each pod.
+func addresses(p *v1alpha1.FargateProfile, subnets map[string]v1alpha1.Subnet) {
+	var full []string
+	for _, name := range p.Status.Subnets {
+		if s := subnets[name]; s.Status.AvailableIPs == 0 && s.Status.UsedIPs > 0 {
+			full = append(full, fmt.Sprintf("subnet %s has 0 of %d addresses free", name, s.Status.UsedIPs))
+		}
+	}
+	const set, more = v1alpha1.ConditionAddressesAvailable, "; delete pods, or add a private Subnet"
+	switch {
+	case len(full) == 0:
+		conditions.Set(&p.Status.Conditions, set, true, p.Generation, "Available", "every subnet has free addresses")
+	case len(full) < len(p.Status.Subnets):
+		conditions.Set(&p.Status.Conditions, set, true, p.Generation, "SomeExhausted", strings.Join(full, ", ")+more)
+	default:
+		conditions.Set(&p.Status.Conditions, set, false, p.Generation, "Exhausted", strings.Join(full, ", ")+more)
+	}
 }
 
 // finalize deletes the profile's pods, when its turn has come, and lets the profile go when they are gone.

@@ -115,6 +115,9 @@ func (h *Host) rules(ctx context.Context) error {
 	tx.Add(&knftables.Map{Name: kubeletMap, Type: "ipv4_addr : ipv4_addr"})
 	tx.Add(&knftables.Set{Name: podSet, Type: "ifname . ipv4_addr"})
 	tx.Add(&knftables.Set{Name: layout.PublishedSet, Type: layout.PublishedType})
+	for _, name := range []string{insideSet, podRangeSet, noNATSet} {
+		tx.Add(rangeSet(name))
+	}
 	chain := func(name string, kind knftables.BaseChainType, hook knftables.BaseChainHook, priority knftables.BaseChainPriority, rules ...string) {
 		tx.Add(&knftables.Chain{Name: name, Type: &kind, Hook: &hook, Priority: &priority})
 		tx.Flush(&knftables.Chain{Name: name})
@@ -130,12 +133,14 @@ func (h *Host) rules(ctx context.Context) error {
 	chain("prerouting", knftables.NATType, knftables.PreroutingHook, knftables.DNATPriority, nat...)
 	chain("output", knftables.NATType, knftables.OutputHook, knftables.DNATPriority, nat...)
 	chain("postrouting", knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority,
-		fmt.Sprintf("ip saddr %s ip daddr != %s oifname != \"%s\" masquerade", layout.VPCCIDR, layout.VPCCIDR, anyPod))
+		fmt.Sprintf("ip saddr @%s ip daddr != @%s oifname != \"%s\" masquerade", podRangeSet, insideSet, anyPod))
 	// Before anything else a pod's packets must carry the pod's own address.
 	chain("antispoof", knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority,
 		fmt.Sprintf("iifname \"%s\" iifname . ip saddr != @%s drop", anyPod, podSet))
 	chain("input", knftables.FilterType, knftables.InputHook, knftables.FilterPriority,
-		fmt.Sprintf("iifname != \"%s\" accept", anyPod),
+		// A pod is known by its link or, where another CNI plugin made that, by its address.
+		"iifname lo accept",
+		fmt.Sprintf("iifname != \"%s\" ip saddr != @%s accept", anyPod, podRangeSet),
 		"ct state established,related accept",
 		"ct status dnat tcp dport { 10250, "+fmt.Sprint(layout.APIServerPort)+" } accept",
 		fmt.Sprintf("ip daddr %s tcp dport %d accept", layout.GatewayIP, layout.APIServerPort),
@@ -143,7 +148,9 @@ func (h *Host) rules(ctx context.Context) error {
 		"ip daddr . tcp dport @"+layout.PublishedSet+" accept",
 		"drop")
 	chain("forward", knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority,
-		fmt.Sprintf("iifname \"%s\" ip daddr 169.254.0.0/16 drop", anyPod))
+		fmt.Sprintf("iifname \"%s\" ip daddr 169.254.0.0/16 drop", anyPod),
+		fmt.Sprintf("ip saddr @%s ip daddr 169.254.0.0/16 drop", podRangeSet),
+		fmt.Sprintf("ct direction original ip saddr @%s ip daddr != @%s reject with icmp type admin-prohibited", noNATSet, insideSet))
 	if err := h.nft.Run(ctx, tx); err != nil {
 		return fmt.Errorf("write nftables table %s (is nf_tables with NAT and sets in this kernel?): %w", layout.NFTTable, err)
 	}

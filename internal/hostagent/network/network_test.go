@@ -82,6 +82,7 @@ func TestRules(t *testing.T) {
 	check("a load balancer's port", podIP, "10.90.96.4:80", true)
 	check("another port of a load balancer's address", podIP, "10.90.96.4:81", false)
 	check("the pod reaches no other port of the host", podIP, layout.GatewayIP+":23447", false)
+	check("link-local addresses, where clouds keep their metadata", podIP, "169.254.169.254:80", false)
 	check("a foreign source address is dropped", foreign, fmt.Sprintf("%s:%d", layout.GatewayIP, layout.APIServerPort), false)
 
 	enter(t, hostNS)
@@ -105,7 +106,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-func namespace(t *testing.T) netns.NsHandle {
+func namespace(t testing.TB) netns.NsHandle {
 	t.Helper()
 	ns, err := netns.New()
 	if err != nil {
@@ -115,7 +116,7 @@ func namespace(t *testing.T) netns.NsHandle {
 	return ns
 }
 
-func enter(t *testing.T, ns netns.NsHandle) {
+func enter(t testing.TB, ns netns.NsHandle) {
 	t.Helper()
 	if err := netns.Set(ns); err != nil {
 		t.Fatal(err)
@@ -144,7 +145,7 @@ func lend(t *testing.T, link string, podNS, hostNS netns.NsHandle) {
 	}
 }
 
-func listen(t *testing.T, address string) {
+func listen(t testing.TB, address string) {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
 	if err != nil {
