@@ -110,7 +110,7 @@ func TestFilesChangeInRunningContainers(t *testing.T) {
 	}), image)
 	m.stdio("main", "", 1).line(t)
 	look := func(exec string) string {
-		m.addExec("main", exec, false, "sh", "-c", "cat /config/a; ls /config; ls -ln /config/..data/a; echo; (touch /config/x) 2>&1")
+		m.addExec(exec, false, "sh", "-c", "cat /config/a; ls /config; ls -ln /config/..data/a; echo; (touch /config/x) 2>&1")
 		return m.output("main", exec, 1)
 	}
 	if got := look("one"); !strings.HasPrefix(got, "firsta\ngone\n-rw-r--r--") || !strings.Contains(got, "1000     2000") || !strings.Contains(got, "Read-only") {
