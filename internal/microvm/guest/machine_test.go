@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -178,9 +179,16 @@ func TestVolumes(t *testing.T) {
 func TestKernelLoadsModules(t *testing.T) {
 	m := pod(t)
 	image := m.busybox()
-	m.start("main", shell("main", "ip link add name br0 type bridge && ip link show br0 && mount -t tmpfs x /tmp", func(s *specs.Spec) {
-		all := []string{"CAP_NET_ADMIN", "CAP_SYS_ADMIN"}
+	const script = `ip link add name br0 type bridge && ip link show br0 && mount -t tmpfs x /tmp &&
+		: <> /dev/loop-control && : <> /dev/fuse && : <> /dev/tun && grep -E 'fuse$' /proc/filesystems`
+	m.start("main", shell("main", script, func(s *specs.Spec) {
+		all := []string{"CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_MKNOD"}
 		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
+		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+		mode := os.FileMode(0o666)
+		for path, minor := range map[string]int64{"/dev/loop-control": 237, "/dev/fuse": 229, "/dev/tun": 200} {
+			s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: path, Type: "c", Major: 10, Minor: minor, FileMode: &mode})
+		}
 	}), image)
 	if status := m.wait("main", ""); status != 0 {
 		t.Errorf("status %d: %s", status, m.output("main", "", 2))
