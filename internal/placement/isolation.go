@@ -87,7 +87,8 @@ func because(p v1alpha1.IsolationProbe) string {
 	return ": " + p.Message
 }
 
-// IsolationReason says, in a sentence, why a choice made of the input has its isolation.
+// IsolationReason says, in a sentence, why a choice made of the input has its isolation. Every Berth has it, so what the host found
+// out in detail stays with the Host.
 func IsolationReason(in Input, c Choice) string {
 	i := slices.IndexFunc(in.Hosts, func(h HostState) bool { return h.Name == c.Host })
 	if i < 0 {
@@ -99,9 +100,9 @@ func IsolationReason(in Input, c Choice) string {
 	case asked(in.Isolation) == v1alpha1.IsolationAuto && c.Isolation == v1alpha1.IsolationMicroVM:
 		return fmt.Sprintf("%s says auto, and host %s proved microvm under KVM", in.IsolationBy, h.Name)
 	case asked(in.Isolation) == v1alpha1.IsolationAuto:
-		return fmt.Sprintf("%s says auto, and host %s has not proved microvm under KVM%s", in.IsolationBy, h.Name, because(vm))
+		return fmt.Sprintf("%s says auto, and host %s has not proved microvm under KVM (its probes say why)", in.IsolationBy, h.Name)
 	case c.Isolation == v1alpha1.IsolationMicroVM && vm.Accelerator != "":
-		return fmt.Sprintf("%s asks for it; host %s runs it under %s%s", in.IsolationBy, h.Name, strings.ToUpper(string(vm.Accelerator)), because(vm))
+		return fmt.Sprintf("%s asks for it; host %s runs it under %s", in.IsolationBy, h.Name, strings.ToUpper(string(vm.Accelerator)))
 	}
 	return in.IsolationBy + " asks for it"
 }
