@@ -16,6 +16,7 @@ needs=(
   "curl|curl|the demo"
   "script|bsdutils|the demo"
   "tar|tar|images"
+  "/usr/lib/cni/ptp|containernetworking-plugins|the test of another CNI chain"
 )
 missing=() packages=()
 for need in "${needs[@]}"; do
