@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Plays Berth's main job in the terminal: from an empty machine to nginx pods, each on a node of its own.
 # Every step does what it says with real kubectl and checks what it shows; the first that fails ends the story with its name.
+# ISOLATION (auto, microvm or gvisor) is what the pods run in; empty is the cluster's default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/bin:$PATH"
@@ -25,6 +26,8 @@ finish() {
 trap finish EXIT
 
 app=fargate-sample-nginx
+isolation=${ISOLATION:-}
+with_isolation=(${isolation:+--isolation "$isolation"})
 pods() { kubectl get pods -l app=$app -o jsonpath="{range .items[?(@.status.phase==\"Running\")]}{.metadata.name} {.status.podIP} {.spec.nodeName}{\"\n\"}{end}"; }
 # nodes counts those that are not for the cluster's own pods (its DNS).
 nodes() { kubectl get nodes -o name | grep -vcF "$(kubectl -n kube-system get pods -o jsonpath='{range .items[*]}node/{.spec.nodeName}{"\n"}{end}')" || true; }
@@ -37,7 +40,7 @@ nodes_are() { [ "$(nodes)" -eq "$1" ]; }
 
 if [ -z "$(bin/berth status -o json 2>/dev/null | grep -o '"ready": *true' || true)" ]; then
   step "Start a Kubernetes cluster on this machine (berth up)"
-  show berth up
+  show berth up "${with_isolation[@]}"
 fi
 export KUBECONFIG="$state/kubeconfig"
 berth kubeconfig > "$KUBECONFIG"
@@ -48,7 +51,7 @@ berth delete fargateprofile --cluster berth --name web --wait >/dev/null 2>&1 ||
 until_true 60 nodes_are 0 || fail "nodes of an earlier demo did not go away"
 
 step "A profile says which pods run on Berth (the flags are those of eksctl)"
-show berth create fargateprofile --cluster berth --name web --namespace default --labels app=$app
+show berth create fargateprofile --cluster berth --name web --namespace default --labels app=$app "${with_isolation[@]}"
 show berth get fargateprofile --cluster berth
 
 step "An ordinary Deployment, two replicas of nginx. Nobody makes a node."
@@ -80,6 +83,11 @@ nodes_are 2 || fail "expected two nodes"
 while read -r name ip node; do
   [ "$(kubectl get node "$node" -o jsonpath='{.status.addresses[?(@.type=="InternalIP")].address}')" = "$ip" ] || fail "the node of $name has another address than the pod"
 done < <(pods)
+
+step "What each pod runs in: a machine of its own, and why this kind"
+show kubectl get berths -o custom-columns='POD:.spec.pod.name,ISOLATION:.spec.isolation,WHY:.spec.isolationReason'
+isolations=$(kubectl get berths -o jsonpath='{range .items[*]}{.spec.isolation}{"\n"}{end}' | sort -u)
+case $isolation in microvm|gvisor) [ "$isolations" = "$isolation" ] || fail "expected isolation $isolation, got $isolations" ;; esac
 
 step "nginx answers on each pod's address"
 while read -r name ip node; do

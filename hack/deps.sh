@@ -17,6 +17,14 @@ needs=(
   "script|bsdutils|the demo"
   "tar|tar|images"
   "/usr/lib/cni/ptp|containernetworking-plugins|the test of another CNI chain"
+  "qemu-system-x86_64|qemu-system-x86|microVMs"
+  "mkfs.erofs|erofs-utils|the microVM's images"
+  "mkfs.ext4|e2fsprogs|the microVM's disks"
+  "dpkg-deb|dpkg|the microVM's guest"
+  "lz4|lz4|the microVM's kernel"
+  "modprobe|kmod|the microVM's modules"
+  "cpio|cpio|the microVM's initramfs"
+  "busybox|busybox-static|the tests of the microVM's guest"
 )
 missing=() packages=()
 for need in "${needs[@]}"; do

@@ -16,6 +16,9 @@ const (
 	FinalizerNode = "berth.run/node"
 )
 
+// BerthNodeNameField selects Berths by the node that they name: the API server can, and berth-controller's cache has an index.
+const BerthNodeNameField = "spec.nodeName"
+
 // Annotations of a Berth that begin its timeline: the host agent copies them into the status.
 const (
 	// AnnotationAdmitted, of the pod and the Berth, is when the webhook saw the pod (RFC 3339 with nanoseconds).
@@ -106,6 +109,12 @@ type BerthSpec struct {
 	// isolation of the sandbox: microvm or gvisor.
 	// +required
 	Isolation Isolation `json:"isolation"`
+	// isolationReason says, in a sentence, who asked for it and what the host has to do with it.
+	// +optional
+	IsolationReason string `json:"isolationReason,omitempty"`
+	// allowPrivileged: the profile lets the pod's containers have all rights inside the pod's virtual machine.
+	// +optional
+	AllowPrivileged bool `json:"allowPrivileged,omitempty"`
 }
 
 // BerthPhase says where a Berth is in its life.
@@ -186,6 +195,7 @@ type BerthStatus struct {
 // +kubebuilder:printcolumn:name="Isolation",type=string,JSONPath=`.spec.isolation`
 // +kubebuilder:printcolumn:name="Profile",type=string,priority=1,JSONPath=`.spec.profileName`
 // +kubebuilder:printcolumn:name="Subnet",type=string,priority=1,JSONPath=`.spec.subnetName`
+// +kubebuilder:printcolumn:name="Why this isolation",type=string,priority=1,JSONPath=`.spec.isolationReason`
 // +kubebuilder:printcolumn:name="Zone",type=string,priority=1,JSONPath=`.spec.zone`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type Berth struct {

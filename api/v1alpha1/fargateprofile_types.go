@@ -70,6 +70,7 @@ type Selector struct {
 // FargateProfileSpec is the desired state of a FargateProfile.
 // +kubebuilder:validation:XValidation:rule="!has(self.tags) || self.tags.all(k, size(k) > 0 && size(k) <= 127 && size(self.tags[k]) <= 255)",message="a tag needs a key of 1 to 127 and a value of up to 255 characters"
 // +kubebuilder:validation:XValidation:rule="self.selectors.all(s, !has(s.labels) || s.labels.all(k, size(k) > 0 && size(k) <= 127 && size(s.labels[k]) > 0 && size(s.labels[k]) <= 255))",message="a selector label needs a key of 1 to 127 and a value of 1 to 255 characters"
+// +kubebuilder:validation:XValidation:rule="!has(self.allowPrivileged) || !self.allowPrivileged || (has(self.isolation) && self.isolation == 'microvm')",fieldPath=".allowPrivileged",message="allowPrivileged needs isolation microvm: only a virtual machine of the pod's own keeps a privileged container from the host"
 type FargateProfileSpec struct {
 	// podExecutionRoleArn is accepted for compatibility with Amazon EKS; Berth does not need it.
 	// +kubebuilder:validation:Pattern=`^arn:[^:]+:iam::[0-9]{12}:role/.+$`
@@ -94,10 +95,24 @@ type FargateProfileSpec struct {
 	// +optional
 	Tags map[string]string `json:"tags,omitempty"`
 
-	// isolation of the profile's pods. `auto` takes a microVM where the host proved that it can run one, else gVisor.
-	// +kubebuilder:default=auto
+	// isolation of the profile's pods; empty is the cluster's default (`berth up --isolation`, berth-controller's --isolation).
+	// `auto` takes microvm on hosts that proved it under KVM, else gvisor. With `microvm` or `gvisor` the pods wait for a host
+	// that can run it.
 	// +optional
 	Isolation Isolation `json:"isolation,omitempty"`
+
+	// allowedIsolations that a pod may ask for by annotation berth.run/isolation, in place of the profile's. A pod that asks for
+	// another one is refused. Empty: pods may not choose.
+	// +kubebuilder:validation:MaxItems=3
+	// +listType=set
+	// +optional
+	AllowedIsolations []Isolation `json:"allowedIsolations,omitempty"`
+
+	// allowPrivileged lets containers have all rights inside their pod's virtual machine: privileged, any added capability,
+	// privilege escalation, unsafe sysctls. The host's namespaces and files stay out of reach. Only with isolation `microvm`, where the
+	// machine and not the container is the boundary; a pod that chose another isolation (allowedIsolations) does not get it.
+	// +optional
+	AllowPrivileged bool `json:"allowPrivileged,omitempty"`
 
 	// sizing of the profile's pods. `table` takes the smallest of Fargate's sizes that holds the pod's requests and 256 MiB.
 	// `exact` gives what is requested, in steps of 1m and 1Mi: at least 10m and 64Mi, and 250m or 512Mi where nothing is
@@ -118,6 +133,10 @@ type FargateProfileStatus struct {
 	// +optional
 	Subnets []string `json:"subnets,omitempty"`
 
+	// isolation that the profile's pods get if they do not choose: that of the spec, or the cluster's default.
+	// +optional
+	Isolation Isolation `json:"isolation,omitempty"`
+
 	// observedGeneration is the generation of the spec that this status describes.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
@@ -135,7 +154,8 @@ type FargateProfileStatus struct {
 // +kubebuilder:resource:scope=Cluster,shortName=fp,categories=fargate
 // +kubebuilder:printcolumn:name="Status",type=string,JSONPath=`.status.status`
 // +kubebuilder:printcolumn:name="Namespaces",type=string,JSONPath=`.spec.selectors[*].namespace`
-// +kubebuilder:printcolumn:name="Isolation",type=string,JSONPath=`.spec.isolation`
+// +kubebuilder:printcolumn:name="Isolation",type=string,JSONPath=`.status.isolation`
+// +kubebuilder:printcolumn:name="Privileged",type=boolean,priority=1,JSONPath=`.spec.allowPrivileged`
 // +kubebuilder:printcolumn:name="Sizing",type=string,priority=1,JSONPath=`.spec.sizing`
 // +kubebuilder:printcolumn:name="Subnets",type=string,priority=1,JSONPath=`.status.subnets`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

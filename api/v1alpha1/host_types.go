@@ -29,10 +29,16 @@ type HostStatus struct {
 	// +optional
 	Free corev1.ResourceList `json:"free,omitempty"`
 
-	// isolations that this host proved that it can run.
+	// isolations that this host proved that it can run: those of probes that are usable.
 	// +listType=set
 	// +optional
 	Isolations []Isolation `json:"isolations,omitempty"`
+
+	// probes say of each isolation whether this host can run it, and why.
+	// +listType=map
+	// +listMapKey=isolation
+	// +optional
+	Probes []IsolationProbe `json:"probes,omitempty"`
 
 	// address of the machine.
 	// +optional
@@ -67,6 +73,8 @@ type HostStatus struct {
 // +kubebuilder:printcolumn:name="Free CPU",type=string,JSONPath=`.status.free.cpu`
 // +kubebuilder:printcolumn:name="Free Memory",type=string,JSONPath=`.status.free.memory`
 // +kubebuilder:printcolumn:name="Isolations",type=string,JSONPath=`.status.isolations`
+// +kubebuilder:printcolumn:name="Accelerator",type=string,JSONPath=`.status.probes[?(@.isolation=="microvm")].accelerator`
+// +kubebuilder:printcolumn:name="MicroVM",type=string,priority=1,JSONPath=`.status.probes[?(@.isolation=="microvm")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type Host struct {
 	metav1.TypeMeta   `json:",inline"`

@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 
+	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/controller"
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/profile"
@@ -24,6 +25,7 @@ func main() {
 	fs.IntVar(&o.Quotas.Profiles, "quota-profiles", o.Quotas.Profiles, "most Fargate profiles of the cluster")
 	fs.IntVar(&o.Quotas.Selectors, "quota-selectors", o.Quotas.Selectors, "most selectors of a profile, up to 100")
 	fs.IntVar(&o.Quotas.Labels, "quota-labels", o.Quotas.Labels, "most labels of a selector, up to 100")
+	isolation := fs.String("isolation", string(v1alpha1.IsolationAuto), "isolation of profiles that name none: auto, microvm or gvisor")
 	fs.StringVar(&o.WebhookCert, "webhook-cert", "", "PEM `file` of the admission webhook's certificate")
 	fs.StringVar(&o.WebhookKey, "webhook-key", "", "PEM `file` of its key")
 	fs.StringVar(&o.WebhookCA, "webhook-ca", "", "PEM `file` of the CA that signed it")
@@ -31,6 +33,7 @@ func main() {
 	fs.IntVar(&o.MetricsPort, "metrics-port", layout.ControllerMetricsPort, "loopback port of /metrics; 0 serves none")
 	fs.BoolVar(&o.LeaderElect, "leader-elect", true, "let one of several controllers lead")
 	_ = fs.Parse(os.Args[1:]) // exits on an error
+	o.Isolation = v1alpha1.Isolation(*isolation)
 	log := logr.FromSlogHandler(slog.NewTextHandler(os.Stderr, nil))
 	ctrl.SetLogger(log)
 	klog.SetLogger(log)

@@ -113,7 +113,7 @@ func docProblem(pkg *source) string {
 		if file.Doc == nil {
 			continue
 		}
-		text := doc.Synopsis(file.Doc.Text())
+		text := new(doc.Package).Synopsis(file.Doc.Text())
 		if file.Name.Name == "main" {
 			if strings.HasPrefix(text, "Command ") || strings.HasPrefix(text, "Program ") {
 				return ""

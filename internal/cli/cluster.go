@@ -9,28 +9,33 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/cli-runtime/pkg/printers"
 	"sigs.k8s.io/yaml"
 
+	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/images"
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/localcluster"
 )
 
 func up(dirs layout.Dirs) *cobra.Command {
-	return &cobra.Command{Use: "up", Short: "Start a cluster on this machine", Args: cobra.NoArgs, Example: "  berth up",
+	isolation := ""
+	c := &cobra.Command{Use: "up", Short: "Start a cluster on this machine", Args: cobra.NoArgs, Example: "  berth up\n  berth up --isolation microvm",
+		Long: "Start a cluster on this machine. --isolation is what pods run in whose profile says nothing about it: microvm (a virtual machine each), " +
+			"gvisor (a gVisor sandbox each), or auto, which is microvm where that works with the processor's own virtualization (KVM) and gvisor elsewhere. It is kept " +
+			"for the next `berth up`, until the cluster is purged.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			if err := localcluster.Up(ctx, dirs, c.OutOrStdout()); err != nil {
+			if err := localcluster.Up(ctx, dirs, v1alpha1.Isolation(isolation), c.OutOrStdout()); err != nil {
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "The cluster is up. Use it: export KUBECONFIG=%s   (or: berth kubectl ...)\n", dirs.AdminKubeconfig())
 			return nil
 		}}
+	c.Flags().StringVar(&isolation, "isolation", "", "what pods run in: auto, microvm or gvisor (default: what was chosen before, or auto)")
+	return c
 }
 
 func down(dirs layout.Dirs) *cobra.Command {
@@ -57,28 +62,6 @@ func supervise(dirs layout.Dirs) *cobra.Command {
 			defer stop()
 			return localcluster.Supervise(ctx, dirs)
 		}}
-}
-
-func status(dirs layout.Dirs) *cobra.Command {
-	output := ""
-	c := &cobra.Command{Use: "status", Short: "Show the parts of the cluster", Args: cobra.NoArgs, Example: "  berth status\n  berth status -o json",
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := localcluster.GetStatus(c.Context(), dirs)
-			if err != nil {
-				return err
-			}
-			if output != "" {
-				return encode(c.OutOrStdout(), output, s)
-			}
-			w := printers.GetNewTabWriter(c.OutOrStdout())
-			fmt.Fprintln(w, "PART\tREADY\tPID\tRESTARTS\tSINCE\tPROBLEM")
-			for _, p := range s.Parts {
-				fmt.Fprintf(w, "%s\t%t\t%d\t%d\t%s\t%s\n", p.Name, p.Ready, p.PID, p.Restarts, p.Since.Format(time.DateTime), p.Problem)
-			}
-			return w.Flush()
-		}}
-	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml")
-	return c
 }
 
 func encode(out io.Writer, format string, v any) error {

@@ -50,10 +50,12 @@ func create(dirs layout.Dirs) *cobra.Command {
 	parent := &cobra.Command{Use: "create", Short: "Create a Fargate profile"}
 	var cluster, name, namespace, isolation, sizing, token string
 	var labels, tags map[string]string
-	var subnets []string
+	var subnets, allowed []string
+	var privileged bool
 	c := &cobra.Command{Use: "fargateprofile", Aliases: profileNouns, Args: cobra.NoArgs, Short: "Create a Fargate profile: which pods run on Berth",
 		Example: `  berth create fargateprofile --cluster berth --name web --namespace default --labels app=web
-  berth create fargateprofile --namespace 'prod-*' --isolation gvisor`,
+  berth create fargateprofile --namespace 'prod-*' --isolation gvisor
+  berth create fargateprofile --name builds --namespace ci --isolation microvm --allow-privileged`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if name == "" {
 				name = generatedName(token)
@@ -65,7 +67,8 @@ func create(dirs layout.Dirs) *cobra.Command {
 				return fmt.Errorf("invalid Fargate profile %q: invalid profile selector at index #0: empty namespace (--namespace)", name)
 			}
 			p := &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.FargateProfileSpec{
-				Subnets: subnets, Tags: tags, Isolation: v1alpha1.Isolation(isolation), Sizing: v1alpha1.Sizing(sizing),
+				Subnets: subnets, Tags: tags, Sizing: v1alpha1.Sizing(sizing),
+				Isolation: v1alpha1.Isolation(isolation), AllowedIsolations: toIsolations(allowed), AllowPrivileged: privileged,
 				Selectors: []v1alpha1.Selector{{Namespace: namespace, Labels: labels}}}}
 			if token != "" {
 				p.Annotations = map[string]string{v1alpha1.AnnotationClientRequestToken: token}
@@ -81,9 +84,19 @@ func create(dirs layout.Dirs) *cobra.Command {
 	f.StringSliceVar(&subnets, "subnets", nil, "private subnets (default: all of the cluster)")
 	f.StringVar(&token, "client-request-token", "", "a text of your own that names this request: repeated with the same token, it creates nothing more and succeeds")
 	f.StringVar(&sizing, "sizing", string(v1alpha1.SizingTable), "table (the sizes of EKS) or exact (what the pod requests)")
-	f.StringVar(&isolation, "isolation", string(v1alpha1.IsolationAuto), "auto, microvm or gvisor")
+	f.StringVar(&isolation, "isolation", "", "what the pods run in: auto, microvm or gvisor (default: the cluster's, see berth up)")
+	f.StringSliceVar(&allowed, "allowed-isolations", nil, "isolations that a pod may ask for by annotation "+v1alpha1.AnnotationIsolation+" (default: none)")
+	f.BoolVar(&privileged, "allow-privileged", false, "let containers have all rights inside their virtual machine; needs --isolation microvm")
 	parent.AddCommand(c)
 	return parent
+}
+
+func toIsolations(names []string) []v1alpha1.Isolation {
+	var out []v1alpha1.Isolation
+	for _, n := range names {
+		out = append(out, v1alpha1.Isolation(n))
+	}
+	return out
 }
 
 // generatedName is a name such as eksctl makes, fp-9bfc77ad; the same for the same token.
@@ -184,10 +197,18 @@ func warnIsolation(ctx context.Context, c client.Client, p *v1alpha1.FargateProf
 	if err := c.List(ctx, &hosts); err != nil {
 		return fmt.Errorf("list hosts: %w", err)
 	}
-	asked := p.Spec.Isolation
+	asked := p.Status.Isolation
 	able := slices.ContainsFunc(hosts.Items, func(h v1alpha1.Host) bool { return slices.Contains(h.Status.Isolations, asked) })
-	if !able && asked != v1alpha1.IsolationAuto {
-		fmt.Fprintf(out, "warning: no host runs isolation %s (kubectl get hosts): the profile's pods will wait for one\n", asked)
+	if able || asked == v1alpha1.IsolationAuto {
+		return nil
+	}
+	fmt.Fprintf(out, "warning: no host runs isolation %s: the profile's pods will wait for one\n", asked)
+	for _, h := range hosts.Items {
+		for _, probe := range h.Status.Probes {
+			if probe.Isolation == asked {
+				fmt.Fprintf(out, "  host %s: %s\n", h.Name, probe.Message)
+			}
+		}
 	}
 	return nil
 }

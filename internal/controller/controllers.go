@@ -45,8 +45,9 @@ type Options struct {
 	Kubeconfig, Region                 string
 	Cluster                            string // its name, in messages
 	Quotas                             rules.Quotas
-	WebhookCert, WebhookKey, WebhookCA string // PEM files
-	WebhookPort                        int    // 0 means eks.WebhookPort
+	Isolation                          v1alpha1.Isolation // of profiles that name none; empty is auto
+	WebhookCert, WebhookKey, WebhookCA string             // PEM files
+	WebhookPort                        int                // 0 means eks.WebhookPort
 	HealthPort                         int
 	MetricsPort                        int // on loopback; 0: none
 	LeaderElect                        bool
@@ -70,11 +71,11 @@ type Setup interface{ Setup(ctrl.Manager) error }
 func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecorder, o Options) []Setup {
 	c, live, addresses := mgr.GetClient(), mgr.GetAPIReader(), scheduler.NewAddresses()
 	pods := scheduler.New(c, recorder, addresses, o.Region)
-	pods.Live = live
+	pods.Live, pods.Isolation = live, o.Isolation
 	return []Setup{
 		pods,
 		&berth.Reconciler{Client: c, Live: live, Recorder: recorder, Now: time.Now},
-		&profile.Reconciler{Client: c, Quotas: o.Quotas, Cluster: o.Cluster},
+		&profile.Reconciler{Client: c, Quotas: o.Quotas, Cluster: o.Cluster, Isolation: o.Isolation},
 		&subnet.Reconciler{Client: c, Live: live, Usage: addresses, Now: time.Now},
 		&host.Reconciler{Client: c, Now: time.Now},
 		&nodecert.Reconciler{Client: c, Live: live, Approver: kube},
@@ -83,6 +84,9 @@ func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecor
 
 // Run runs the controllers until ctx ends.
 func Run(ctx context.Context, o Options) error {
+	if err := o.Isolation.Validate(); err != nil {
+		return fmt.Errorf("--isolation: %w", err)
+	}
 	if o.WebhookPort == 0 {
 		o.WebhookPort = eks.WebhookPort
 	}
@@ -98,6 +102,11 @@ func Run(ctx context.Context, o Options) error {
 	mgr, err := newManager(config, o)
 	if err != nil {
 		return err
+	}
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.Berth{}, v1alpha1.BerthNodeNameField, func(o client.Object) []string {
+		return []string{o.(*v1alpha1.Berth).Spec.NodeName}
+	}); err != nil {
+		return fmt.Errorf("index berths by node: %w", err)
 	}
 	kube, err := kubernetes.NewForConfig(config)
 	if err != nil {

@@ -48,17 +48,22 @@ func TestBadObjectsAreRefusedWithAReason(t *testing.T) {
 		"unknown sizing": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Sizing = "huge" }), `supported values: "table", "exact"`},
 		"tag key too long": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Tags = map[string]string{strings.Repeat("k", 128): "v"} }),
 			"a tag needs a key of 1 to 127"},
-		"role is no ARN":     {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.PodExecutionRoleArn = "my-role" }), "spec.podExecutionRoleArn"},
-		"unknown isolation":  {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Isolation = "firecracker" }), `supported values: "auto", "microvm", "gvisor"`},
-		"subnet named twice": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Subnets = []string{"a", "a"} }), "spec.subnets[1]: Duplicate value"},
-		"no network address": {subnet("10.0.0.1/24", "a", ""), badCIDR},
-		"prefix too short":   {subnet("10.0.0.0/15", "a", ""), badCIDR},
-		"prefix too long":    {subnet("10.0.0.0/29", "a", ""), badCIDR},
-		"IPv6":               {subnet("fd00::/24", "a", ""), badCIDR},
-		"no CIDR at all":     {subnet("ten", "a", ""), badCIDR},
-		"no zone":            {subnet("10.0.0.0/24", "", ""), "spec.zone"},
-		"unknown type":       {subnet("10.0.0.0/24", "a", "isolated"), `supported values: "private", "public"`},
-		"host without zone":  {&v1alpha1.Host{ObjectMeta: named("bad"), Spec: v1alpha1.HostSpec{Zones: []string{}}}, "spec.zones"},
+		"role is no ARN":    {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.PodExecutionRoleArn = "my-role" }), "spec.podExecutionRoleArn"},
+		"unknown isolation": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Isolation = "firecracker" }), `supported values: "auto", "microvm", "gvisor"`},
+		"unknown isolation allowed": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.AllowedIsolations = []v1alpha1.Isolation{"runc"} }),
+			`supported values: "auto", "microvm", "gvisor"`},
+		"privileged without a machine of its own": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.AllowPrivileged, s.Isolation = true, v1alpha1.IsolationGVisor }),
+			"spec.allowPrivileged: Invalid value: allowPrivileged needs isolation microvm"},
+		"privileged by default": {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.AllowPrivileged = true }), "allowPrivileged needs isolation microvm"},
+		"subnet named twice":    {profile("bad", func(s *v1alpha1.FargateProfileSpec) { s.Subnets = []string{"a", "a"} }), "spec.subnets[1]: Duplicate value"},
+		"no network address":    {subnet("10.0.0.1/24", "a", ""), badCIDR},
+		"prefix too short":      {subnet("10.0.0.0/15", "a", ""), badCIDR},
+		"prefix too long":       {subnet("10.0.0.0/29", "a", ""), badCIDR},
+		"IPv6":                  {subnet("fd00::/24", "a", ""), badCIDR},
+		"no CIDR at all":        {subnet("ten", "a", ""), badCIDR},
+		"no zone":               {subnet("10.0.0.0/24", "", ""), "spec.zone"},
+		"unknown type":          {subnet("10.0.0.0/24", "a", "isolated"), `supported values: "private", "public"`},
+		"host without zone":     {&v1alpha1.Host{ObjectMeta: named("bad"), Spec: v1alpha1.HostSpec{Zones: []string{}}}, "spec.zones"},
 		"berth with bad IP": {&v1alpha1.Berth{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "bad"}, Spec: v1alpha1.BerthSpec{
 			IP: "10.0.0.300", Isolation: v1alpha1.IsolationGVisor}}, "spec.ip"},
 	} {
@@ -78,8 +83,8 @@ func TestDefaultsAndImmutableFields(t *testing.T) {
 		t.Errorf("a subnet is private with a NAT gateway unless it says otherwise, got %+v", s.Spec)
 	}
 	p := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "defaults"}, Spec: profileSpec("default")})
-	if p.Spec.Isolation != v1alpha1.IsolationAuto {
-		t.Errorf("isolation is %q, want auto", p.Spec.Isolation)
+	if p.Spec.Isolation != "" {
+		t.Errorf("isolation is %q, want none: the cluster's default applies", p.Spec.Isolation)
 	}
 	b := newBerth(t, c, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "x", UID: "u"}}, "defaults", "h", "n", "10.0.0.4")
 	for want, change := range map[string]func() client.Object{

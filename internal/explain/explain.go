@@ -74,6 +74,8 @@ type Placement struct {
 	Zone      string             `json:"zone"`
 	Host      string             `json:"host"`
 	Isolation v1alpha1.Isolation `json:"isolation"`
+	// IsolationBecause says why that one.
+	IsolationBecause string `json:"isolationBecause,omitempty"`
 }
 
 // Pod explains one pod: one that exists, or one that has no UID and might be created.
@@ -108,7 +110,7 @@ func taken(name string, pod *corev1.Pod, c Cluster) Report {
 	r.Rejected = slices.DeleteFunc(r.Rejected, func(o Rejection) bool { return o.Profile == r.Profile })
 	for _, b := range c.Berths {
 		if b.Spec.Pod.UID == pod.UID {
-			r.Placement = &Placement{b.Spec.SubnetName, b.Spec.Zone, b.Spec.HostName, b.Spec.Isolation}
+			r.Placement = &Placement{b.Spec.SubnetName, b.Spec.Zone, b.Spec.HostName, b.Spec.Isolation, b.Spec.IsolationReason}
 		}
 	}
 	return r
@@ -137,8 +139,13 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 	for _, other := range d.Rejected {
 		r.Rejected = append(r.Rejected, Rejection(other))
 	}
-	violations := podcheck.Violations(pod, c.Check)
-	r.Violations = podcheck.Findings(pod, c.Check)
+	check, isolation := c.Check, profile.IsolationRequest{}
+	if d.Profile != nil {
+		isolation, check.IsolationRefused = profile.IsolationFor(d.Profile, pod.Annotations, d.Profile.Status.Isolation)
+		check.AllowPrivileged = profile.AllowsPrivileged(d.Profile, isolation.Isolation)
+	}
+	violations := podcheck.Violations(pod, check)
+	r.Violations = podcheck.Findings(pod, check)
 	if d.Profile == nil {
 		r.Summary = "Berth leaves it alone: " + d.Reason
 		if !d.LeftAlone {
@@ -153,7 +160,7 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 		return r
 	}
 	if len(violations) > 0 {
-		r.Event = waits(pod, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, c.Check))
+		r.Event = waits(pod, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, check))
 		r.Summary = "it stays Pending: " + r.Event
 		return r
 	}
@@ -167,7 +174,7 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 	r.Size = &Size{CPU: size.CPU.String(), Memory: size.Memory.String(), EphemeralStorage: size.EphemeralStorage.String(), PricePerHour: sizing.PricePerHour(size),
 		Because: because(d.Profile, need, size)}
 	in := c.Snapshot(d.Profile)
-	in.Pod, in.Size, in.Isolation = pod, size, d.Profile.Spec.Isolation
+	in.Pod, in.Size, in.Isolation, in.IsolationBy = pod, size, isolation.Isolation, isolation.By
 	choice, err := placement.Choose(in, c.Region)
 	if err != nil {
 		r.Event = err.Error()
@@ -177,7 +184,7 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 		r.Summary = "it stays Pending until that changes: " + r.Event
 		return r
 	}
-	r.Placement = &Placement{choice.Subnet, choice.Zone, choice.Host, choice.Isolation}
+	r.Placement = &Placement{choice.Subnet, choice.Zone, choice.Host, choice.Isolation, placement.IsolationReason(in, choice)}
 	r.Runs, r.Summary = true, wouldRun
 	return r
 }
@@ -248,6 +255,9 @@ func (r Report) Print(out io.Writer) error {
 	}
 	if r.Placement != nil {
 		line("placement", fmt.Sprintf("subnet %s, zone %s, host %s, isolation %s", r.Placement.Subnet, r.Placement.Zone, r.Placement.Host, r.Placement.Isolation))
+		if r.Placement.IsolationBecause != "" {
+			line("", r.Placement.IsolationBecause)
+		}
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"time"
 
-	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -38,6 +37,7 @@ import (
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/hostagent/network"
 	"github.com/berth-run/berth/internal/kit/conditions"
+	"github.com/berth-run/berth/internal/microvm/disk"
 )
 
 const (
@@ -70,6 +70,9 @@ func Run(ctx context.Context, o Options) error {
 		func(ctx context.Context) error { return r.journal.listen(ctx, o.Dirs.AgentSocket()) },
 		func(ctx context.Context) error { return r.report(ctx) },
 		func(ctx context.Context) error { return r.sweep(ctx) },
+		r.isolations.run,
+		r.machines.run,
+		func(ctx context.Context) error { return sweepDisks(ctx, disk.Images{Dir: o.Dirs.ImageDisks()}) },
 		r.policies.run,
 	} {
 		if err := mgr.Add(part); err != nil {
@@ -112,7 +115,7 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	if err != nil {
 		return nil, fmt.Errorf("read --client-ca: %w", err)
 	}
-	cri, err := remote.NewRemoteRuntimeService(ctx, "unix://"+o.Dirs.ContainerdSocket(), criTimeout, noop.NewTracerProvider(), false)
+	cri, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + o.Dirs.ContainerdSocket()).WithConnectionTimeout(criTimeout).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}
@@ -133,12 +136,14 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 		return nil, err
 	}
 	mtu, _ := network.Uplink()
+	vms := newMachines(o)
 	events := make(chan event.GenericEvent, 1024)
 	r := &reconciler{
 		client: mgr.GetClient(), cri: cri, options: o, net: host, subnets: ranges, policies: held, mtu: mtu,
-		issuer:    &issuer{kube: kube, apiServer: config.Host, ca: ca},
-		processes: newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
-		kubelets:  map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
+		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca, now: time.Now},
+		processes:  newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
+		isolations: newIsolations(o.Dirs, o.BinDir, vms), machines: vms,
+		kubelets: map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
 	}
 	r.wake = func(key types.NamespacedName) {
 		events <- event.GenericEvent{Object: &v1alpha1.Berth{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}}
@@ -177,6 +182,7 @@ func (r *reconciler) report(ctx context.Context) error {
 		}
 		select {
 		case <-tick.C:
+		case <-r.isolations.changed:
 		case <-ctx.Done():
 			return nil
 		}
@@ -217,7 +223,7 @@ func (r *reconciler) reportOnce(ctx context.Context) error {
 	}
 	_, address := network.Uplink()
 	h.Status.Capacity, h.Status.Free, h.Status.Address = capacity, free, address
-	h.Status.Isolations = []v1alpha1.Isolation{v1alpha1.IsolationGVisor}
+	h.Status.Isolations, h.Status.Probes = r.isolations.status()
 	h.Status.AgentVersion, h.Status.HeartbeatTime = Version, metav1.Now()
 	conditions.Set(&h.Status.Conditions, v1alpha1.ConditionReady, true, h.Generation, "AgentReports", "the host agent reports and takes pods")
 	if err := r.client.Status().Patch(ctx, h, client.MergeFrom(before)); err != nil {

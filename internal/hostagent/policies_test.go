@@ -29,6 +29,7 @@ import (
 var env *testkit.Env
 
 func TestMain(m *testing.M) {
+	playNode()
 	ctrl.SetLogger(logr.Discard())
 	os.Exit(testkit.Main(m, &env))
 }

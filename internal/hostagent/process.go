@@ -25,8 +25,8 @@ const (
 	pidFile = "pid"
 	// refillPause keeps the start of the next waiting process out of the way of the pod that took one.
 	refillPause = 2 * time.Second
-	// startNice is how much a kubelet yields while its pod starts: the sandbox, which starts meanwhile, takes longer.
-	startNice = 10
+	// waitingNice is how much a process yields that is started ahead of need.
+	waitingNice = 10
 	// stopLimit is how long a node process may take to end by itself.
 	stopLimit = 2 * time.Second
 )
@@ -48,6 +48,13 @@ type waitingProcess struct {
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
 	log   string
+}
+
+// dismiss lets the process go: with an empty configuration it ends by itself.
+func (p *waitingProcess) dismiss() {
+	p.stdin.Close()
+	_ = p.cmd.Wait() // how it ended is in its log
+	os.Remove(p.log)
 }
 
 func newNodeProcesses(dirs layout.Dirs, program string, ahead int) *nodeProcesses {
@@ -89,15 +96,8 @@ func (n *nodeProcesses) launch() (*waitingProcess, error) {
 		os.Remove(log.Name())
 		return nil, fmt.Errorf("start %s: %w", n.program, err)
 	}
-	yield(cmd.Process.Pid, startNice)
+	yield(cmd.Process.Pid, waitingNice)
 	return &waitingProcess{cmd, stdin, log.Name()}, nil
-}
-
-// started gives a node's process its ordinary priority: its first container runs.
-func (n *nodeProcesses) started(uid string) {
-	if pid := n.running(uid); pid != 0 {
-		yield(pid, 0)
-	}
 }
 
 // yield sets the niceness of all threads of a process, which is the only one of its process group.
@@ -113,9 +113,7 @@ func (n *nodeProcesses) dismiss() {
 	defer n.mu.Unlock()
 	n.want = 0
 	for _, p := range n.pool {
-		p.stdin.Close()
-		_ = p.cmd.Wait()
-		os.Remove(p.log)
+		p.dismiss()
 	}
 	n.pool = nil
 }
@@ -125,11 +123,11 @@ func (n *nodeProcesses) take() (*waitingProcess, error) {
 	for len(n.pool) > 0 {
 		p := n.pool[0]
 		n.pool = n.pool[1:]
-		if p.cmd.Process.Signal(syscall.Signal(0)) == nil {
+		if _, err := startTime(p.cmd.Process.Pid); err == nil {
 			n.mu.Unlock()
 			return p, nil
 		}
-		os.Remove(p.log)
+		p.dismiss()
 	}
 	n.mu.Unlock()
 	return n.launch()
@@ -148,15 +146,17 @@ func (n *nodeProcesses) start(cfg nodeconfig.Config, ended func()) error {
 	}
 	pid := p.cmd.Process.Pid
 	if err := remember(n.dirs.NodeRun(uid), pid); err != nil {
-		p.stdin.Close()
+		p.dismiss()
 		return err
 	}
+	yield(pid, 0)
 	data, err := json.Marshal(cfg)
 	if err == nil {
 		_, err = p.stdin.Write(data)
 	}
 	if err = errors.Join(err, p.stdin.Close()); err != nil {
 		_ = p.cmd.Process.Kill()
+		p.dismiss()
 		return fmt.Errorf("configure the node process of %s: %w", cfg.NodeName, err)
 	}
 	n.watch(pid, p.cmd.Wait, ended)

@@ -29,6 +29,7 @@ import (
 	"github.com/berth-run/berth/internal/kit/conditions"
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/nodeconfig"
+	"github.com/berth-run/berth/internal/podcgroup"
 	"github.com/berth-run/berth/internal/podnet"
 )
 
@@ -44,7 +45,10 @@ type reconciler struct {
 	issuer    *issuer
 	processes *nodeProcesses
 	journal   *journal
-	wake      func(types.NamespacedName)
+	// isolations that this machine can run.
+	isolations *isolations
+	machines   *machines
+	wake       func(types.NamespacedName)
 
 	sweeping sync.Mutex
 
@@ -94,7 +98,10 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 	uid := string(b.Spec.Pod.UID)
 	key := client.ObjectKeyFromObject(b)
 	if pid := r.processes.running(uid); pid != 0 {
-		return reconcile.Result{}, r.processes.adopt(pid, func() { r.ended(uid, key) })
+		if err := r.processes.adopt(pid, func() { r.ended(uid, key) }); err != nil {
+			return reconcile.Result{}, err
+		}
+		return r.renew(ctx, b), nil
 	}
 	if wait := r.pause(uid); wait > 0 {
 		return reconcile.Result{RequeueAfter: wait}, nil
@@ -114,8 +121,11 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 		return reconcile.Result{}, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return r.issuer.ensure(gctx, b, dir) })
-	g.Go(func() error { return makeCgroup(uid, b.Spec.Size) })
+	g.Go(func() error {
+		_, err := r.issuer.ensure(gctx, b, dir)
+		return err
+	})
+	g.Go(func() error { return podcgroup.Make(uid, cgroupSize(b.Spec)) })
 	g.Go(func() error {
 		subnet, err := r.subnets.cover(gctx, b.Spec.SubnetName)
 		if err != nil {
@@ -140,6 +150,16 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 	return reconcile.Result{}, r.processes.start(r.nodeConfig(b, kubelet), func() { r.ended(uid, key) })
 }
 
+// renew keeps a running node's certificates good. A pod goes on without: only what it is told late, and its logs, suffer.
+func (r *reconciler) renew(ctx context.Context, b *v1alpha1.Berth) reconcile.Result {
+	at, err := r.issuer.ensure(ctx, b, r.options.Dirs.NodeRun(string(b.Spec.Pod.UID)))
+	if err != nil {
+		slog.Error("renew a node's certificates", "node", b.Spec.NodeName, "error", err)
+		return reconcile.Result{RequeueAfter: renewRetry}
+	}
+	return reconcile.Result{RequeueAfter: max(time.Until(at), time.Minute)}
+}
+
 // limit holds the pod to its CPU as soon as its first container runs. The sandbox's own start, which takes about half a
 // second of CPU, is not held back: a quarter of a CPU would make it two seconds.
 func (r *reconciler) limit(b *v1alpha1.Berth) error {
@@ -149,11 +169,10 @@ func (r *reconciler) limit(b *v1alpha1.Berth) error {
 	if b.Status.Timeline.ContainerStarted == nil || r.limited[uid] {
 		return nil
 	}
-	if err := limitCPU(uid, b.Spec.Size); err != nil {
+	if err := podcgroup.LimitCPU(uid, b.Spec.Size); err != nil {
 		return err
 	}
 	r.limited[uid] = true
-	r.processes.started(uid)
 	return nil
 }
 
@@ -207,7 +226,7 @@ func (r *reconciler) clean(ctx context.Context, uid, node, ip string) error {
 	if err := r.net.RemovePod(ctx, link, ip); err != nil {
 		return err
 	}
-	if err := removeCgroup(layout.PodCgroupPath(uid)); err != nil {
+	if err := podcgroup.Remove(layout.PodCgroupPath(uid)); err != nil {
 		return err
 	}
 	r.forget(uid)
@@ -240,11 +259,11 @@ func (r *reconciler) kubeletAddress(uid string) (netip.Addr, error) {
 		if taken[addr] {
 			continue
 		}
-		r.kubelets[uid] = addr
 		path := filepath.Join(r.options.Dirs.NodeRun(uid), kubeletAddressFile)
 		if err := os.WriteFile(path, []byte(addr.String()), 0o600); err != nil {
 			return netip.Addr{}, fmt.Errorf("keep the kubelet's address: %w", err)
 		}
+		r.kubelets[uid] = addr
 		return addr, nil
 	}
 	return netip.Addr{}, fmt.Errorf("no address is left in %s for another kubelet: this host is full", layout.KubeletRange)
@@ -290,9 +309,9 @@ func (r *reconciler) nodeConfig(b *v1alpha1.Berth, kubelet netip.Addr) nodeconfi
 		ListenAddress: kubelet.String(),
 		RootDir:       root, PodLogsDir: filepath.Join(root, "logs"),
 		Kubeconfig:  filepath.Join(run, kubeconfigFile),
-		ServingCert: filepath.Join(run, servingCertFile), ServingKey: filepath.Join(run, servingKeyFile), ClientCA: o.ClientCA,
-		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), PrivateImages: o.Dirs.PrivateImages(), RuntimeHandler: layout.RuntimeHandlerGVisor,
-		PortForward: []string{filepath.Join(o.BinDir, "runsc"), "--root=" + filepath.Join(o.Dirs.Run, "runsc", "k8s.io")}, CgroupParent: layout.PodCgroupPath(uid),
+		ServingCert: filepath.Join(run, servingFile), ServingKey: filepath.Join(run, servingFile), ClientCA: o.ClientCA,
+		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), PrivateImages: o.Dirs.PrivateImages(), RuntimeHandler: runtimeHandler(b.Spec.Isolation),
+		PortForward: portForward(b.Spec.Isolation, o), AllowPrivileged: b.Spec.AllowPrivileged, CgroupParent: layout.PodCgroupPath(uid),
 		ClusterDomain: layout.ClusterDomain, ClusterDNS: o.ClusterDNS, ResolvConf: resolvConf(), EventSocket: o.Dirs.AgentSocket(),
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/berth-run/berth/internal/hostagent/network"
 	"github.com/berth-run/berth/internal/layout"
+	"github.com/berth-run/berth/internal/podcgroup"
 	"github.com/berth-run/berth/internal/podnet"
 )
 
@@ -120,7 +121,7 @@ func RemoveAll(ctx context.Context, dirs layout.Dirs) error {
 		keep(processes.stop(n.Name()))
 		keep(podnet.Del(n.Name()))
 	}
-	keep(removeCgroup("/" + layout.PodCgroup))
+	keep(podcgroup.Remove("/" + layout.PodCgroup))
 	for _, dir := range []string{dirs.ContainerdState(), dirs.Containerd(), filepath.Join(dirs.State, "nodes"), dirs.Run} {
 		keep(unmountBelow(dir))
 	}
@@ -160,7 +161,7 @@ func (r *reconciler) sweepOne(ctx context.Context, uid string) error {
 			return err
 		}
 	}
-	if err := removeCgroup(layout.PodCgroupPath(uid)); err != nil {
+	if err := podcgroup.Remove(layout.PodCgroupPath(uid)); err != nil {
 		return err
 	}
 	r.forget(uid)

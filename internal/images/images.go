@@ -19,7 +19,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
-	"go.opentelemetry.io/otel/trace/noop"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	criclient "k8s.io/cri-client/pkg"
 
@@ -89,7 +88,7 @@ func loadArchive(ctx context.Context, dirs berthlayout.Dirs, path string) ([]str
 // fetch lets containerd take images that are in the loopback registry, so that pull policy Never works, too. It asks as a
 // kubelet would, through the CRI: what another client puts into containerd the CRI learns of only some time later.
 func fetch(ctx context.Context, dirs berthlayout.Dirs, names ...string) error {
-	cri, err := criclient.NewRemoteImageService(ctx, "unix://"+dirs.ContainerdSocket(), pullLimit, noop.NewTracerProvider(), false)
+	cri, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint("unix://" + dirs.ContainerdSocket()).WithConnectionTimeout(pullLimit).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return fmt.Errorf("connect to containerd; is the cluster up? (berth up): %w", err)
 	}

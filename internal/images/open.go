@@ -19,7 +19,7 @@ func openMaybeCompressed(path string) (io.ReadCloser, error) {
 	}
 	r := bufio.NewReader(f)
 	if magic, err := r.Peek(2); err != nil || magic[0] != 0x1f || magic[1] != 0x8b {
-		return readCloser{r, f}, nil
+		return readCloser{r, f}, nil //nolint:nilerr // too short to be compressed
 	}
 	z, err := gzip.NewReader(r)
 	if err != nil {

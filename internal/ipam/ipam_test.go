@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -21,12 +22,12 @@ func TestLifeOfAddresses(t *testing.T) {
 		}
 		seen[addr] = true
 	}
-	if _, err := a.Take(now); err != ErrExhausted {
+	if _, err := a.Take(now); !errors.Is(err, ErrExhausted) {
 		t.Fatalf("got %v, want ErrExhausted", err)
 	}
 	back := netip.MustParseAddr("10.0.0.5")
 	a.Release(back, now)
-	if _, err := a.Take(now.Add(ReusePause - 1)); err != ErrExhausted {
+	if _, err := a.Take(now.Add(ReusePause - 1)); !errors.Is(err, ErrExhausted) {
 		t.Fatal("an address was given again before it had rested")
 	}
 	if got := a.Free(now.Add(ReusePause)); got != 1 {

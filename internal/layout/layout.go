@@ -57,8 +57,12 @@ const (
 	// DefaultCluster is the local cluster's name (the --cluster of eksctl-like commands).
 	DefaultCluster = "berth"
 
-	// RuntimeHandlerGVisor is the containerd runtime handler of the gvisor isolation.
-	RuntimeHandlerGVisor = "gvisor"
+	// TemplateUser is the user and group id of the virtual machine monitors that make templates; those of pods' machines have ids above it.
+	TemplateUser = 0x6fffffff
+
+	// RuntimeHandlerGVisor and RuntimeHandlerMicroVM are the containerd runtime handlers of the isolations.
+	RuntimeHandlerGVisor  = "gvisor"
+	RuntimeHandlerMicroVM = "microvm"
 )
 
 // Dirs are the three directories of an installation. The zero value is not usable; see Default.
@@ -108,12 +112,33 @@ const (
 	HAProxyMaster = "master.sock"
 )
 
+// ShimDirs is a file with these directories, as JSON, for the microVMs' shims: containerd tells them only where its socket is.
+func (d Dirs) ShimDirs() string { return filepath.Join(d.Run, "shim.json") }
+
+// MicroVM holds what virtual machines need on the host: templates (Templates), images as disks (ImageDisks), and what was found
+// out about the machine (MicroVMProbe).
+func (d Dirs) MicroVM() string      { return filepath.Join(d.State, "microvm") }
+func (d Dirs) Templates() string    { return filepath.Join(d.MicroVM(), "templates") }
+func (d Dirs) ImageDisks() string   { return filepath.Join(d.MicroVM(), "images") }
+func (d Dirs) MicroVMProbe() string { return filepath.Join(d.MicroVM(), "probe.json") }
+
+// MicroVMRun is a sandbox's directory. Its name is the beginning of the sandbox's id: the paths of the sockets in it are limited to 107 bytes.
+func (d Dirs) MicroVMRun(sandboxID string) string {
+	return filepath.Join(d.Run, "microvm", sandboxID[:min(len(sandboxID), 20)])
+}
+
+// TemplateSocket is where the host agent hands the templates' memory to shims.
+func (d Dirs) TemplateSocket() string { return filepath.Join(d.Run, "template.sock") }
+
 // AgentSocket is where the host agent hears from node processes (unix datagrams, see nodeconfig.Event).
 func (d Dirs) AgentSocket() string { return filepath.Join(d.Run, "agent.sock") }
 
 // Node is a pod's kubelet root directory; NodeRun has its process id and configuration.
 func (d Dirs) Node(podUID string) string    { return filepath.Join(d.State, "nodes", podUID) }
 func (d Dirs) NodeRun(podUID string) string { return filepath.Join(d.Run, "nodes", podUID) }
+
+// Guest is where the files of the virtual machines' guest are, beside the programs.
+func Guest(binDir string) string { return filepath.Join(binDir, "guest") }
 
 // NodeLog is the log of a pod's kubelet.
 func (d Dirs) NodeLog(podUID string) string { return filepath.Join(d.Log, "nodes", podUID+".log") }

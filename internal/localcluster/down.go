@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"go.opentelemetry.io/otel/trace/noop"
 	remote "k8s.io/cri-client/pkg"
 
 	"github.com/berth-run/berth/internal/hostagent"
@@ -80,7 +79,7 @@ func stopSandboxes(ctx context.Context, dirs layout.Dirs) error {
 	hostagent.StopNodes(dirs)
 	ctx, cancel := context.WithTimeout(ctx, sandboxLimit)
 	defer cancel()
-	cri, err := remote.NewRemoteRuntimeService(ctx, "unix://"+dirs.ContainerdSocket(), sandboxLimit, noop.NewTracerProvider(), false)
+	cri, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + dirs.ContainerdSocket()).WithConnectionTimeout(sandboxLimit).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return fmt.Errorf("connect to containerd: %w", err)
 	}

@@ -6,27 +6,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/hostagent/network"
 	"github.com/berth-run/berth/internal/layout"
+	"github.com/berth-run/berth/internal/podcgroup"
 )
-
-const cgroupRoot = "/sys/fs/cgroup"
-
-// controllers are the cgroup controllers that hold a pod to its size.
-var controllers = []string{"cpu", "memory", "pids"}
 
 // checkKernel tries what the cluster is going to do, where it leaves no trace; each failure names what the kernel lacks.
 func checkKernel(ctx context.Context, dirs layout.Dirs) error {
-	errs := []error{checkOverlay(dirs.State)}
-	for _, c := range controllers {
-		errs = append(errs, checkController(c))
-	}
-	return errors.Join(append(errs, network.Try(ctx))...)
+	return errors.Join(checkOverlay(dirs.State), podcgroup.Check(), network.Try(ctx))
 }
 
 // checkOverlay mounts one overlay where containerd will mount those of containers.
@@ -53,16 +43,4 @@ func checkOverlay(state string) error {
 		return fmt.Errorf("overlayfs does not work in %s (%w): put that directory on ext4 or xfs", state, err)
 	}
 	return unix.Unmount(merged, unix.MNT_DETACH)
-}
-
-// checkController says whether a cgroup controller can be used, in cgroup v2 or v1.
-func checkController(name string) error {
-	if unified, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
-		if slices.Contains(strings.Fields(string(unified)), name) {
-			return nil
-		}
-	} else if _, err := os.Stat(filepath.Join(cgroupRoot, name, "cgroup.procs")); err == nil {
-		return nil
-	}
-	return fmt.Errorf("cgroup controller %q is not there: mount cgroups at %s, and do not switch the controller off on the kernel's command line (cgroup_disable=, cgroup_enable=)", name, cgroupRoot)
 }

@@ -41,7 +41,7 @@ anonymous:
 `
 
 // makeParts writes the parts' configuration and lists them, in order of need.
-func makeParts(dirs layout.Dirs, binDir, hostName string) ([]part, error) {
+func makeParts(dirs layout.Dirs, binDir, hostName string, settings Settings) ([]part, error) {
 	registryConfig, err := runtimeconf.WriteRegistry(dirs)
 	if err != nil {
 		return nil, err
@@ -74,7 +74,7 @@ func makeParts(dirs layout.Dirs, binDir, hostName string) ([]part, error) {
 		{name: "kube-controller-manager", program: "kube-controller-manager", args: controllerManagerArgs(dirs), needs: []string{"kube-apiserver"}, ready: https(layout.ControllerManagerPort, "/healthz"), limit: 60 * time.Second},
 		{name: "kube-scheduler", program: "kube-scheduler", args: schedulerArgs(dirs), needs: []string{"kube-apiserver"}, ready: https(layout.SchedulerPort, "/healthz"), limit: 60 * time.Second},
 		{name: "berth-controller", program: "berth-controller", needs: []string{"kube-apiserver", bootstrapStep}, ready: http(layout.ControllerHealthPort, "/readyz"), limit: 60 * time.Second,
-			args: []string{"--kubeconfig=" + dirs.Kubeconfig("berth-controller"), "--region=" + layout.DefaultRegion, "--leader-elect=false",
+			args: []string{"--kubeconfig=" + dirs.Kubeconfig("berth-controller"), "--region=" + layout.DefaultRegion, "--leader-elect=false", "--isolation=" + string(settings.Isolation),
 				"--webhook-cert=" + pki("webhook.crt"), "--webhook-key=" + pki("webhook.key"), "--webhook-ca=" + pki("ca.crt")}},
 		{name: "kube-proxy", program: "berth-proxy", needs: []string{"kube-apiserver", bootstrapStep}, ready: http(layout.ProxyHealthPort, "/healthz"), limit: 60 * time.Second,
 			args: []string{"--kubeconfig=" + dirs.Kubeconfig("kube-proxy"), "--host-name=" + hostName, "--address=" + hostAddress()}},

@@ -170,14 +170,14 @@ func (s *supervisor) markReady(name string) {
 // it never became ready.
 func (s *supervisor) keep(start, stop context.Context, p part) error {
 	if err := s.await(start, p.needs...); err != nil {
-		return nil
+		return nil //nolint:nilerr // the start was given up
 	}
 	pause := restartMin
 	for first := true; ; first = false {
 		began := time.Now()
 		err := s.once(start, stop, p, first)
 		if stop.Err() != nil || start.Err() != nil && first {
-			return nil
+			return nil //nolint:nilerr // it was told to end, or the start was given up
 		}
 		if first && !s.wasReady(p.name) {
 			return fmt.Errorf("%s did not start: %w; last line of its log %s: %s", p.name, err, s.logPath(p.name), lastLine(s.logPath(p.name)))
@@ -282,11 +282,11 @@ func orEnded(err error) error {
 func end(cmd *exec.Cmd, exited <-chan error) error {
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-exited:
+	case <-exited: //nolint:errcheck // it ended because it was told to
 		return nil
 	case <-time.After(stopLimit):
 		_ = cmd.Process.Kill()
-		<-exited
+		<-exited //nolint:errcheck // as above
 		return nil
 	}
 }

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/hostagent/network"
 	"github.com/berth-run/berth/internal/images"
 	"github.com/berth-run/berth/internal/layout"
@@ -34,12 +35,15 @@ const startLimit = 4 * time.Minute
 var ErrNotRunning = errors.New("the cluster is not running; start it with: berth up")
 
 // Up starts the cluster, if it does not run, and waits until it is ready; progress goes to out. When ctx ends first, what
-// was started is stopped again.
-func Up(ctx context.Context, dirs layout.Dirs, out io.Writer) error {
+// was started is stopped again. isolation is for profiles that name none; empty is what was chosen before, or auto.
+func Up(ctx context.Context, dirs layout.Dirs, isolation v1alpha1.Isolation, out io.Writer) error {
 	if err := needRoot(); err != nil {
 		return err
 	}
 	if status, err := GetStatus(ctx, dirs); err == nil && status.Failed == "" {
+		if err := refuseChange(dirs, isolation); err != nil {
+			return err
+		}
 		fmt.Fprintln(out, "The cluster runs already.")
 		return follow(ctx, dirs, out, nil)
 	}
@@ -50,7 +54,11 @@ func Up(ctx context.Context, dirs layout.Dirs, out io.Writer) error {
 	if err := stopLeftovers(dirs, false); err != nil {
 		return err
 	}
-	if err := preflight(ctx, dirs, binDir); err != nil {
+	settings, err := choose(dirs, isolation)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(preflight(ctx, dirs, binDir), needMicroVM(settings.Isolation, binDir)); err != nil {
 		return err
 	}
 	for _, d := range []string{dirs.State, dirs.Run, dirs.Log, dirs.Config(), dirs.Etcd()} {
@@ -58,6 +66,17 @@ func Up(ctx context.Context, dirs layout.Dirs, out io.Writer) error {
 			return fmt.Errorf("make %s: %w", d, err)
 		}
 	}
+	if err := settings.write(dirs); err != nil {
+		return err
+	}
+	if err := launch(ctx, dirs, binDir, out); err != nil {
+		return err
+	}
+	return tellIsolation(ctx, dirs, settings.Isolation, out)
+}
+
+// launch starts the supervisor and waits until the cluster is ready; if it does not get so, it is stopped again.
+func launch(ctx context.Context, dirs layout.Dirs, binDir string, out io.Writer) error {
 	log, err := openLog(filepath.Join(dirs.Log, "supervisor.log"))
 	if err != nil {
 		return err
@@ -105,7 +124,7 @@ func follow(ctx context.Context, dirs layout.Dirs, out io.Writer, ended <-chan e
 		case <-ctx.Done():
 			return errors.New("interrupted before the cluster was ready; `berth up` starts it again")
 		case err := <-ended:
-			return fmt.Errorf("the supervisor ended (%v): %s", err, lastLine(filepath.Join(dirs.Log, "supervisor.log")))
+			return fmt.Errorf("the supervisor ended (%w): %s", err, lastLine(filepath.Join(dirs.Log, "supervisor.log")))
 		case <-tick.C:
 			if time.Since(began) > startLimit {
 				return fmt.Errorf("the cluster was not ready within %s; `berth status` and the logs in %s say more", startLimit, dirs.Log)
@@ -145,7 +164,11 @@ func Supervise(ctx context.Context, dirs layout.Dirs) error {
 	if err := os.RemoveAll(dirs.LoadBalancer()); err != nil {
 		return fmt.Errorf("clear the load balancer's directory: %w", err)
 	}
-	parts, err := makeParts(dirs, binDir, hostName)
+	settings, err := ReadSettings(dirs)
+	if err != nil {
+		return err
+	}
+	parts, err := makeParts(dirs, binDir, hostName, settings)
 	if err != nil {
 		return err
 	}
@@ -221,7 +244,7 @@ func stopLeftovers(dirs layout.Dirs, pods bool) error {
 	}
 	names := []string{"etcd", "registry", "containerd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "berth-proxy", "berth-lb", "berth-controller", "berth-host"}
 	if pods {
-		names = append(names, "containerd-shim-runsc-v1", "runsc")
+		names = append(names, "containerd-shim-runsc-v1", "runsc", "containerd-shim-berth-v1")
 	}
 	exes, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
@@ -263,7 +286,7 @@ func endProcess(pid int, limit time.Duration) error {
 	defer unix.Close(fd)
 	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
 		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
-			return nil //nolint:nilerr // it has ended
+			return nil // it has ended
 		}
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		if n, err := unix.Poll(poll, int(limit.Milliseconds())); err == nil && n > 0 {

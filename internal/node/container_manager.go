@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apiserver/pkg/server/healthz"
@@ -10,8 +11,10 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/cm"
 	"k8s.io/kubernetes/pkg/kubelet/config"
 	"k8s.io/kubernetes/pkg/kubelet/status"
+	"k8s.io/utils/ptr"
 
 	"github.com/berth-run/berth/internal/nodeconfig"
+	"github.com/berth-run/berth/internal/podcgroup"
 )
 
 // containerManager is upstream's stub with a capacity: the pod's size. Cgroups, CPU sets and devices are the host
@@ -19,11 +22,12 @@ import (
 type containerManager struct {
 	cm.ContainerManager
 	capacity v1.ResourceList
+	cgroup   string
 	gate     *startGate
 }
 
 func newContainerManager(cfg nodeconfig.Config, gate *startGate) cm.ContainerManager {
-	return &containerManager{ContainerManager: cm.NewStubContainerManager(), capacity: cfg.Capacity, gate: gate}
+	return &containerManager{ContainerManager: cm.NewStubContainerManager(), capacity: cfg.Capacity, cgroup: cfg.CgroupParent, gate: gate}
 }
 
 // Start is the last step of the kubelet's first look at the container runtime.
@@ -52,12 +56,41 @@ func (m *containerManager) GetNodeAllocatableAbsolute() v1.ResourceList { return
 
 // NewPodContainerManager is asked early in each sync of a pod.
 func (m *containerManager) NewPodContainerManager() cm.PodContainerManager {
-	return podContainerManager{m.ContainerManager.NewPodContainerManager(), m.gate}
+	return podContainerManager{m.ContainerManager.NewPodContainerManager(), m.capacity, m.cgroup, m.gate}
 }
 
+// podContainerManager is the pod's cgroup as the kubelet sees it when containers are resized in place: as large as the
+// machine, whatever they request.
 type podContainerManager struct {
 	cm.PodContainerManager
-	gate *startGate
+	capacity v1.ResourceList
+	cgroup   string
+	gate     *startGate
+}
+
+// GetPodCgroupConfig is the limit that the pod's cgroup has: the pod's size.
+func (m podContainerManager) GetPodCgroupConfig(_ *v1.Pod, name v1.ResourceName) (*cm.ResourceConfig, error) {
+	cpu := m.capacity.Cpu().MilliValue()
+	switch name {
+	case v1.ResourceMemory:
+		return &cm.ResourceConfig{Memory: ptr.To(m.capacity.Memory().Value())}, nil
+	case v1.ResourceCPU:
+		return &cm.ResourceConfig{CPUShares: ptr.To(cm.MilliCPUToShares(cpu)), CPUPeriod: ptr.To(uint64(cm.QuotaPeriod)),
+			CPUQuota: ptr.To(cm.MilliCPUToQuota(cpu, cm.QuotaPeriod))}, nil
+	}
+	return nil, fmt.Errorf("a pod's cgroup does not limit %s", name)
+}
+
+// SetPodCgroupConfig leaves the pod's cgroup as it is: its size was chosen, and is paid for, since the pod's creation.
+// The API server admits no resize beyond it.
+func (m podContainerManager) SetPodCgroupConfig(klog.Logger, *v1.Pod, *cm.ResourceConfig) error {
+	return nil
+}
+
+// GetPodCgroupMemoryUsage is asked before a limit is lowered.
+func (m podContainerManager) GetPodCgroupMemoryUsage(*v1.Pod) (uint64, error) {
+	used, err := podcgroup.Read(m.cgroup)
+	return used.Memory, err
 }
 
 // Exists says that the pod's cgroup is there: the host agent made it before it started this process.

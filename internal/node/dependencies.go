@@ -28,7 +28,6 @@ import (
 	"k8s.io/kubernetes/pkg/util/oom"
 	"k8s.io/kubernetes/pkg/volume/util/hostutil"
 	"k8s.io/kubernetes/pkg/volume/util/subpath"
-	"k8s.io/mount-utils"
 
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/nodeconfig"
@@ -78,11 +77,11 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 		return nil, err
 	}
 	tracing := noop.NewTracerProvider()
-	runtimeService, err := remote.NewRemoteRuntimeService(ctx, cfg.CRIEndpoint, criTimeout, tracing, false)
+	runtimeService, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(cfg.CRIEndpoint).WithConnectionTimeout(criTimeout).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", cfg.CRIEndpoint, err)
 	}
-	imageService, err := remote.NewRemoteImageService(ctx, cfg.CRIEndpoint, criTimeout, tracing, false)
+	imageService, err := remote.NewRemoteImageServiceBuilder().WithEndpoint(cfg.CRIEndpoint).WithConnectionTimeout(criTimeout).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd's images at %s: %w", cfg.CRIEndpoint, err)
 	}
@@ -95,7 +94,7 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 		}
 		if err == nil {
 			var config *runtimeapi.PodSandboxConfig
-			if config, err = sandboxConfig(ctx, pod, cfg, &s.KubeletConfiguration); err == nil {
+			if config, err = sandboxConfig(ctx, pod, &s.KubeletConfiguration); err == nil {
 				runtime.startEarly(ctx, config)
 				return
 			}
@@ -117,7 +116,7 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 		return nil, fmt.Errorf("read the kubelet's serving certificate: %w", err)
 	}
 	latency := kubeletutil.NewPodStartupLatencyTracker()
-	mounter := mount.New("")
+	mounter := newMounter(cfg)
 	health, err := newHealthChecker(logger)
 	if err != nil {
 		return nil, fmt.Errorf("make the health checker: %w", err)

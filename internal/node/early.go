@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/cgroups"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,6 +41,8 @@ const (
 	// unclaimedLimit is how long an early sandbox waits for the kubelet to ask for it; volumes that do not mount, or a
 	// kubelet that refuses the pod, are why it would not.
 	unclaimedLimit = 30 * time.Second
+	// sandboxNice is how much the kubelet yields while the sandbox starts: that takes longer.
+	sandboxNice = 10
 	// hostNameMax is the kernel's limit (sysconf HOST_NAME_MAX less one, as in the kubelet).
 	hostNameMax = 63
 )
@@ -90,12 +93,21 @@ func (e *earlySandbox) start(ctx context.Context, config *runtimeapi.PodSandboxC
 	e.mu.Unlock()
 	prepared := proto.Clone(config).(*runtimeapi.PodSandboxConfig)
 	e.prepare(prepared)
+	setNice(sandboxNice)
 	e.id, e.err = e.service.RunPodSandbox(ctx, prepared, e.handler)
+	setNice(0)
 	time.AfterFunc(unclaimedLimit, func() {
 		if e.claim() {
 			e.remove(context.WithoutCancel(ctx))
 		}
 	})
+}
+
+// setNice sets the priority of all threads of this process, which is the only one of its process group.
+func setNice(nice int) {
+	if err := unix.Setpriority(unix.PRIO_PGRP, 0, nice); err != nil {
+		klog.Background().Info("the kubelet's priority stays as it is", "nice", nice, "error", err)
+	}
 }
 
 // claim ends the early sandbox's time: true means that there is one, and that the caller now answers for it.
@@ -171,7 +183,7 @@ var errUnusual = errors.New("the pod's sandbox is not started early: it uses a s
 
 // sandboxConfig is what the kubelet makes of an ordinary pod (kuberuntime.generatePodSandboxConfig). It need not know
 // everything: a pod it gets wrong starts later, not wrongly.
-func sandboxConfig(ctx context.Context, pod *v1.Pod, cfg nodeconfig.Config, c *config.KubeletConfiguration) (*runtimeapi.PodSandboxConfig, error) {
+func sandboxConfig(ctx context.Context, pod *v1.Pod, c *config.KubeletConfiguration) (*runtimeapi.PodSandboxConfig, error) {
 	spec := &pod.Spec
 	if spec.RuntimeClassName != nil || spec.HostnameOverride != nil || ptr.Deref(spec.SetHostnameAsFQDN, false) || spec.Overhead != nil ||
 		!ptr.Deref(spec.HostUsers, true) || spec.HostNetwork || (spec.SecurityContext != nil && spec.SecurityContext.SELinuxOptions != nil) {

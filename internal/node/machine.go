@@ -9,13 +9,12 @@ import (
 	"time"
 
 	cadvisorapi "github.com/google/cadvisor/lib/model"
-	"github.com/opencontainers/cgroups"
-	"github.com/opencontainers/cgroups/manager"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/kubelet/cadvisor"
 
 	"github.com/berth-run/berth/internal/nodeconfig"
+	"github.com/berth-run/berth/internal/podcgroup"
 )
 
 // machine answers what the kubelet asks cAdvisor: the machine is the pod's size, its use is the pod's cgroup's, its file
@@ -98,33 +97,21 @@ func (m *machine) info(name string) (*cadvisorapi.ContainerInfo, error) {
 	if name != "/" {
 		return nil, fmt.Errorf("no statistics of cgroup %q: a Berth node has only its pod's", name)
 	}
-	stats, err := m.cgroupStats()
+	used, err := podcgroup.Read(m.cfg.CgroupParent)
 	if err != nil {
 		return nil, err
 	}
 	now := time.Now()
 	info := &cadvisorapi.ContainerInfo{Stats: []*cadvisorapi.ContainerStats{{
 		Timestamp: now,
-		Cpu:       &cadvisorapi.CpuStats{Usage: cadvisorapi.CpuUsage{Total: stats.CpuStats.CpuUsage.TotalUsage}},
-		CpuInst:   &cadvisorapi.CpuInstStats{Usage: cadvisorapi.CpuInstUsage{Total: m.rate(now, stats.CpuStats.CpuUsage.TotalUsage)}},
-		Memory:    memory(stats.MemoryStats),
+		Cpu:       &cadvisorapi.CpuStats{Usage: cadvisorapi.CpuUsage{Total: used.CPU}},
+		CpuInst:   &cadvisorapi.CpuInstStats{Usage: cadvisorapi.CpuInstUsage{Total: m.rate(now, used.CPU)}},
+		Memory:    &cadvisorapi.MemoryStats{Usage: used.Memory, MaxUsage: used.MaxMemory, Cache: used.Cache, RSS: used.RSS, WorkingSet: used.WorkingSet},
 	}}}
 	info.Name = name
 	info.Spec.HasCpu, info.Spec.HasMemory = true, true
 	info.Spec.Memory.Limit = uint64(m.cfg.Capacity.Memory().Value())
 	return info, nil
-}
-
-func (m *machine) cgroupStats() (*cgroups.Stats, error) {
-	cg, err := manager.New(&cgroups.Cgroup{Path: m.cfg.CgroupParent, Resources: &cgroups.Resources{}})
-	if err != nil {
-		return nil, fmt.Errorf("open the pod's cgroup %s: %w", m.cfg.CgroupParent, err)
-	}
-	stats, err := cg.GetStats()
-	if err != nil {
-		return nil, fmt.Errorf("read the pod's cgroup %s: %w", m.cfg.CgroupParent, err)
-	}
-	return stats, nil
 }
 
 // rate is the CPU use in nanocores since the sample before; samples closer than a second are not compared.
@@ -141,20 +128,6 @@ func (m *machine) rate(now time.Time, cpu uint64) uint64 {
 		m.last = sample{now, cpu}
 	}
 	return m.inst
-}
-
-// memory takes the working set as the kubelet does: use less the file pages that can be dropped.
-func memory(s cgroups.MemoryStats) *cadvisorapi.MemoryStats {
-	inactive := s.Stats["total_inactive_file"]
-	rss := s.Stats["total_rss"]
-	if cgroups.IsCgroup2UnifiedMode() {
-		inactive, rss = s.Stats["inactive_file"], s.Stats["anon"]
-	}
-	workingSet := uint64(0)
-	if s.Usage.Usage > inactive {
-		workingSet = s.Usage.Usage - inactive
-	}
-	return &cadvisorapi.MemoryStats{Usage: s.Usage.Usage, MaxUsage: s.Usage.MaxUsage, Cache: s.Cache, RSS: rss, WorkingSet: workingSet}
 }
 
 // ImagesFsInfo, RootFsInfo and ContainerFsInfo are all the file system of the kubelet's directory.

@@ -37,6 +37,10 @@ import (
 // settleTime is how long after its start a node process gives the memory that starting took back to the machine.
 const settleTime = 15 * time.Second
 
+// machineSysctls are those that a kubelet knows to be a pod's own; what else the kernel of a pod's virtual machine has, a
+// privileged container sets by itself.
+var machineSysctls = []string{"kernel.shm*", "kernel.msg*", "kernel.sem", "fs.mqueue.*", "net.*"}
+
 // Run is the life of a node process: it runs cfg's pod until SIGTERM or SIGINT, then returns. Containers go on running;
 // whoever started the process stops them. An error means that the kubelet could not be assembled.
 func Run(cfg nodeconfig.Config) error {
@@ -151,6 +155,9 @@ func settings(cfg nodeconfig.Config) (*options.KubeletServer, error) {
 	c.KubeAPIQPS, c.KubeAPIBurst = 0, 0
 	c.EnableProfilingHandler = false
 	c.NodeStatusMaxImages = 0
+	if cfg.AllowPrivileged {
+		c.AllowedUnsafeSysctls = machineSysctls
+	}
 	c.FeatureGates = map[string]bool{
 		"EventedPLEG":                 true, // a container's end is seen at once, not at the next relist
 		"PodAndContainerStatsFromCRI": true, // no cAdvisor

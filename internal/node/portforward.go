@@ -9,22 +9,25 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming"
+
+	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
 // forwardLimit is how long the sandbox may take to connect to the port.
 const forwardLimit = 10 * time.Second
 
-// forwarder leads `kubectl port-forward` to the loopback address inside a gVisor sandbox. containerd dials in the pod's
-// network namespace, where the host's kernel knows nothing of the sandbox's own network stack; runsc can dial inside.
+// forwarder leads `kubectl port-forward` to the loopback address inside a sandbox. containerd dials in the pod's network
+// namespace, where the host's kernel knows nothing of the sandbox's own network stack; a command of the sandbox's dials inside.
 type forwarder struct {
 	streaming.Runtime // Exec and Attach are containerd's and never asked for here
-	command           []string
+	how               *nodeconfig.PortForward
 
 	start  sync.Once
 	server streaming.Server
@@ -54,8 +57,13 @@ func (f *forwarder) serve(request *runtimeapi.PortForwardRequest) (*runtimeapi.P
 	return f.server.GetPortForward(request)
 }
 
-// PortForward copies between the stream and a port of the sandbox until one of them ends.
+// PortForward copies between the stream and a port of the sandbox until the pod's side has said all, or the client is gone.
 func (f *forwarder) PortForward(ctx context.Context, sandbox string, port int32, stream io.ReadWriteCloser) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if f.how.SocketFlag == "" {
+		return f.standard(ctx, cancel, sandbox, port, stream)
+	}
 	dir, err := os.MkdirTemp("", "berth-forward-")
 	if err != nil {
 		return fmt.Errorf("make a directory for port-forward: %w", err)
@@ -67,24 +75,21 @@ func (f *forwarder) PortForward(ctx context.Context, sandbox string, port int32,
 		return fmt.Errorf("listen for the sandbox: %w", err)
 	}
 	defer listener.Close()
-	args := append(f.command[1:len(f.command):len(f.command)], "port-forward", "--stream", socket, sandbox, strconv.Itoa(int(port)))
-	cmd := exec.CommandContext(ctx, f.command[0], args...)
-	var said bytes.Buffer
-	cmd.Stderr = &said
+	cmd, said := f.run(ctx, sandbox, port, f.how.SocketFlag, socket)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("ask the sandbox for port %d: %w", port, err)
 	}
 	ended := make(chan error, 1)
 	go func() {
 		if err := cmd.Wait(); err != nil {
+			ended <- unreachable(port, err, said)
 			listener.Close()
-			ended <- fmt.Errorf("connect to port %d of the pod: %w: %s", port, err, bytes.TrimSpace(said.Bytes()))
 		}
 	}()
 	if err := listener.SetDeadline(time.Now().Add(forwardLimit)); err != nil {
 		return err
 	}
-	conn, err := listener.Accept()
+	conn, err := listener.AcceptUnix()
 	if err != nil {
 		select {
 		case err = <-ended:
@@ -93,13 +98,51 @@ func (f *forwarder) PortForward(ctx context.Context, sandbox string, port int32,
 		return err
 	}
 	defer conn.Close()
-	copied := make(chan struct{}, 2)
-	pipe := func(to io.Writer, from io.Reader) {
-		io.Copy(to, from) //nolint:errcheck // either side may end the connection
-		copied <- struct{}{}
-	}
-	go pipe(conn, stream)
-	go pipe(stream, conn)
-	<-copied
+	relay(stream, conn, conn, conn.CloseWrite, func() { conn.Close() })
 	return nil
+}
+
+// standard is PortForward by a command whose standard input and output are the port's bytes.
+func (f *forwarder) standard(ctx context.Context, cancel context.CancelFunc, sandbox string, port int32, stream io.ReadWriter) error {
+	cmd, said := f.run(ctx, sandbox, port)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return fmt.Errorf("make a pipe for port-forward: %w", err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return fmt.Errorf("make a pipe for port-forward: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("ask the sandbox for port %d: %w", port, err)
+	}
+	relay(stream, out, in, in.Close, cancel)
+	if err := cmd.Wait(); err != nil && ctx.Err() == nil {
+		return unreachable(port, err, said)
+	}
+	return nil
+}
+
+// run prepares the command; what it says on standard error is in the buffer when it has ended.
+func (f *forwarder) run(ctx context.Context, sandbox string, port int32, flags ...string) (*exec.Cmd, *bytes.Buffer) {
+	args := slices.Concat(f.how.Command[1:], flags, []string{sandbox, strconv.Itoa(int(port))})
+	cmd, said := exec.CommandContext(ctx, f.how.Command[0], args...), &bytes.Buffer{}
+	cmd.Stderr = said
+	return cmd, said
+}
+
+func unreachable(port int32, err error, said *bytes.Buffer) error {
+	return fmt.Errorf("connect to port %d of the pod: %w: %s", port, err, bytes.TrimSpace(said.Bytes()))
+}
+
+// relay copies both ways until the pod has said all. A client that ends its half is passed on by finish; one that is gone
+// ends it all, by giveUp.
+func relay(client io.ReadWriter, pod io.Reader, to io.Writer, finish func() error, giveUp func()) {
+	go func() {
+		if _, err := io.Copy(to, client); err != nil {
+			giveUp()
+		}
+		finish() //nolint:errcheck // the pod's side may have ended before
+	}()
+	io.Copy(client, pod) //nolint:errcheck // either side may end the connection
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"strconv"
+	"strings"
 
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -28,7 +29,7 @@ type runtimeService struct {
 }
 
 func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, report *reporter) *runtimeService {
-	out := &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{command: cfg.PortForward}}
+	out := &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{how: cfg.PortForward}}
 	out.lists = &lists{service: s, mine: out.mine(nil)}
 	out.early = newEarlySandbox(s, cfg, out.prepare)
 	return out
@@ -155,12 +156,17 @@ func (s *runtimeService) prepare(config *runtimeapi.PodSandboxConfig) {
 	}
 	config.Linux.CgroupParent = s.cfg.CgroupParent
 	s.clamp(config.Linux.Resources)
-	config.Annotations = merge(config.Annotations, s.size())
+	config.Annotations = merge(config.Annotations, nil) // a copy: the pod's own stay as they are
+	// The shims take what is under our prefix at its word, so nothing of the user's gets there.
+	maps.DeleteFunc(config.Annotations, func(key, _ string) bool { return strings.HasPrefix(key, annotationPrefix) })
+	maps.Copy(config.Annotations, s.size())
 }
 
-// Annotations by which the shim learns the pod's size, so that the pod sees its own machine and not the host
-// (build/gvisor/cmd/containerd-shim-runsc-v1/size.go): memory and disk in bytes, CPU in thousandths of a core.
+// Annotations by which a shim learns the pod's size, so that the pod sees its own machine and not the host
+// (build/gvisor/cmd/containerd-shim-runsc-v1/size.go): memory and disk in bytes, CPU in thousandths of a core. containerd
+// hands on those with the prefix (runtimeconf).
 const (
+	annotationPrefix = "berth.run/"
 	annotationMemory = "berth.run/size-memory"
 	annotationDisk   = "berth.run/size-ephemeral-storage"
 	annotationCPU    = "berth.run/size-cpu-milli"
@@ -222,7 +228,7 @@ func (s *runtimeService) UpdateContainerResources(ctx context.Context, id string
 
 // PortForward goes to containerd, or into the sandbox where containerd cannot.
 func (s *runtimeService) PortForward(ctx context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
-	if len(s.cfg.PortForward) == 0 {
+	if s.cfg.PortForward == nil {
 		return s.RuntimeService.PortForward(ctx, r)
 	}
 	return s.forward.serve(r)

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"testing"
 
@@ -104,6 +105,22 @@ func TestEarlySandbox(t *testing.T) {
 	}
 }
 
+// TestAnnotations: the shim hears the pod's size from us, and nothing from the user; the pod's own annotations stay as they are.
+func TestAnnotations(t *testing.T) {
+	s, _ := newTestRuntime(t)
+	own := map[string]string{"berth.run/size-cpu-milli": "16000", "berth.run/isolation": "gvisor", "example.com/a": "b"}
+	config := sandbox(t, nil)
+	config.Annotations = own
+	s.prepare(config)
+	want := map[string]string{"example.com/a": "b", "berth.run/size-cpu-milli": "250", "berth.run/size-memory": "0", "berth.run/size-ephemeral-storage": "0"}
+	if !maps.Equal(config.Annotations, want) {
+		t.Errorf("the sandbox has %v, want %v", config.Annotations, want)
+	}
+	if len(own) != 3 || own["berth.run/size-cpu-milli"] != "16000" {
+		t.Errorf("the pod's annotations became %v", own)
+	}
+}
+
 // TestLists: answers are given again only while a stream of events is open and nothing happened.
 func TestLists(t *testing.T) {
 	ctx := t.Context()
@@ -116,7 +133,7 @@ func TestLists(t *testing.T) {
 		}
 		return c.lists - before
 	}
-	if list() != 1 || list() != 1 {
+	if first, second := list(), list(); first != 1 || second != 1 {
 		t.Error("without events an answer was remembered")
 	}
 	s.lists.streaming(+1)
@@ -146,7 +163,7 @@ func TestLists(t *testing.T) {
 		}
 	}
 	s.lists.streaming(-1)
-	if list() != 1 || list() != 1 {
+	if first, second := list(), list(); first != 1 || second != 1 {
 		t.Error("after the stream ended an answer was remembered")
 	}
 }

@@ -48,8 +48,10 @@ type Config struct {
 	PrivateImages string `json:"privateImages"`
 	// RuntimeHandler that every sandbox of this node gets.
 	RuntimeHandler string `json:"runtimeHandler"`
-	// PortForward, if set, is runsc and its global flags, by which `kubectl port-forward` reaches ports inside a gVisor sandbox.
-	PortForward []string `json:"portForward,omitempty"`
+	// PortForward is how `kubectl port-forward` reaches ports inside the sandbox; nil: as containerd does it.
+	PortForward *PortForward `json:"portForward,omitempty"`
+	// AllowPrivileged: the pod's containers may have all rights inside the pod's virtual machine.
+	AllowPrivileged bool `json:"allowPrivileged,omitempty"`
 	// CgroupParent of the sandbox, below each hierarchy's root.
 	CgroupParent string `json:"cgroupParent"`
 
@@ -59,6 +61,14 @@ type Config struct {
 
 	// EventSocket of the host agent; empty: events are not sent.
 	EventSocket string `json:"eventSocket,omitempty"`
+}
+
+// PortForward is a command that connects to a port of a sandbox. It gets the sandbox's id and the port as further arguments.
+type PortForward struct {
+	Command []string `json:"command"`
+	// SocketFlag, if set, comes before those, with the path of a unix socket to which the command connects with the port's
+	// bytes. Without it they are its standard input and output.
+	SocketFlag string `json:"socketFlag,omitempty"`
 }
 
 // Stage of a pod's start that a node process tells the agent about.

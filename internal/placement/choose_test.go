@@ -26,6 +26,7 @@ func memory(used string) corev1.ResourceList {
 func TestSelectorsAndHosts(t *testing.T) {
 	var selector *NodeSelectorError
 	var capacity *NoCapacityError
+	var isolation *IsolationError
 	tests := map[string]struct {
 		change func(*Input)
 		want   string
@@ -53,7 +54,7 @@ func TestSelectorsAndHosts(t *testing.T) {
 		"most free addresses before the name":  {func(in *Input) { in.Subnets[2].FreeIPs = 11 }, "c", nil},
 		"a zone without a host is passed over": {func(in *Input) { in.Hosts[0].Zones = []string{"za"} }, "a", nil},
 		"a host that is not ready":             {func(in *Input) { in.Hosts[0].Ready = false }, "", &capacity},
-		"an isolation that no host proved":     {func(in *Input) { in.Isolation = v1alpha1.IsolationMicroVM }, "", &capacity},
+		"an isolation that no host proved":     {func(in *Input) { in.Isolation = v1alpha1.IsolationMicroVM }, "", &isolation},
 		"an exact fit": {func(in *Input) {
 			in.Hosts[0].Capacity, in.Hosts[0].Used = memory("1Gi"), memory("512Mi")
 		}, "b", nil},

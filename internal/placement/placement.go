@@ -33,14 +33,18 @@ type HostState struct {
 	Ready          bool
 	Capacity, Used corev1.ResourceList
 	Isolations     []v1alpha1.Isolation
-	Pods           int
+	// Probes say why the host can run an isolation or cannot.
+	Probes []v1alpha1.IsolationProbe
+	Pods   int
 }
 
 // Input is everything that a choice depends on.
 type Input struct {
-	Pod         *corev1.Pod
-	Size        v1alpha1.Size
+	Pod  *corev1.Pod
+	Size v1alpha1.Size
+	// Isolation that is asked for, and by whom.
 	Isolation   v1alpha1.Isolation
+	IsolationBy string
 	ProfileName string
 	Subnets     []SubnetState
 	Hosts       []HostState
@@ -88,7 +92,8 @@ func Labels(region, zone string) map[string]string {
 }
 
 // Choose picks the subnet with the fewest pods of the profile (then the most free addresses, then by name) among those
-// whose zone the pod allows, and there the least loaded ready host with room. Errors: *NodeSelectorError, *NoCapacityError.
+// whose zone the pod allows, and there the least loaded ready host that has room and can run the isolation. Errors:
+// *NodeSelectorError, *IsolationError, *NoCapacityError.
 func Choose(in Input, region string) (Choice, error) {
 	affinity := nodeaffinity.GetRequiredNodeAffinity(in.Pod)
 	subnets := slices.DeleteFunc(slices.Clone(in.Subnets), func(s SubnetState) bool {
@@ -101,6 +106,9 @@ func Choose(in Input, region string) (Choice, error) {
 			return Choice{}, &NoCapacityError{[]string{"profile " + in.ProfileName + " has no subnet"}}
 		}
 		return Choice{}, &NodeSelectorError{in.ProfileName}
+	}
+	if err := noIsolation(in, subnets); err != nil {
+		return Choice{}, err
 	}
 	sort.Slice(subnets, func(i, j int) bool {
 		a, b := subnets[i], subnets[j]
@@ -159,15 +167,9 @@ func fits(in Input, h HostState, zone string) (v1alpha1.Isolation, string) {
 	case !h.Ready:
 		return "", fmt.Sprintf("host %s is not ready", h.Name)
 	}
-	iso := in.Isolation
-	if iso == v1alpha1.IsolationAuto || iso == "" {
-		iso = v1alpha1.IsolationGVisor
-		if slices.Contains(h.Isolations, v1alpha1.IsolationMicroVM) {
-			iso = v1alpha1.IsolationMicroVM
-		}
-	}
-	if !slices.Contains(h.Isolations, iso) {
-		return "", fmt.Sprintf("host %s cannot run isolation %s", h.Name, iso)
+	iso, short := isolationOn(in.Isolation, h)
+	if iso == "" {
+		return "", short
 	}
 	// In a fixed order: the same input must give the same text, or a waiting pod's event is said anew at every retry.
 	for _, n := range []struct {

@@ -42,7 +42,7 @@ func TestChoose(t *testing.T) {
 		"no host":                                  {input(func(in *Input) { in.Hosts = nil }), Choice{}, &capacity},
 		"auto takes a microVM where it is proved": {input(func(in *Input) {
 			in.Isolation = v1alpha1.IsolationAuto
-			in.Hosts[0].Isolations = append(in.Hosts[0].Isolations, v1alpha1.IsolationMicroVM)
+			in.Hosts[0] = proving(in.Hosts[0], v1alpha1.AcceleratorKVM, "")
 		}), Choice{"b", "zb", "h1", "microvm"}, nil},
 	}
 	for name, test := range tests {

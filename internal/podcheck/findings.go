@@ -4,7 +4,12 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/berth-run/berth/api/v1alpha1"
 )
+
+// permit is the way to rights that Fargate refuses.
+const permit = ", or run it on a profile with isolation microvm and allowPrivileged"
 
 // Finding is one violation where it stands in the manifest, and what to do about it.
 type Finding struct {
@@ -41,10 +46,10 @@ func Findings(pod *corev1.Pod, opts Options) []Finding {
 		}
 	}
 	for i := range pod.Spec.InitContainers {
-		containerFindings(fmt.Sprintf("spec.initContainers[%d]", i), &pod.Spec.InitContainers[i], add)
+		containerFindings(fmt.Sprintf("spec.initContainers[%d]", i), &pod.Spec.InitContainers[i], opts, add)
 	}
 	for i := range pod.Spec.Containers {
-		containerFindings(fmt.Sprintf("spec.containers[%d]", i), &pod.Spec.Containers[i], add)
+		containerFindings(fmt.Sprintf("spec.containers[%d]", i), &pod.Spec.Containers[i], opts, add)
 	}
 	for i, v := range pod.Spec.Volumes {
 		one := &corev1.Pod{ObjectMeta: pod.ObjectMeta, Spec: corev1.PodSpec{Volumes: []corev1.Volume{v}}}
@@ -58,24 +63,15 @@ func Findings(pod *corev1.Pod, opts Options) []Finding {
 			add(remedy, "volume "+why, "%s", field)
 		}
 	}
+	if opts.IsolationRefused != "" {
+		add("remove the annotation, or let the profile allow it (spec.allowedIsolations)", opts.IsolationRefused, "metadata.annotations[%s]", v1alpha1.AnnotationIsolation)
+	}
 	return out
 }
 
-func containerFindings(path string, c *corev1.Container, add func(remedy, problem, field string, args ...any)) {
-	if sc := c.SecurityContext; sc != nil {
-		if sc.Capabilities != nil {
-			for i, capability := range sc.Capabilities.Add {
-				if !permitted[capability] {
-					add("remove it", fmt.Sprintf("capability %s may not be added", capability), "%s.securityContext.capabilities.add[%d]", path, i)
-				}
-			}
-		}
-		if sc.AllowPrivilegeEscalation != nil && *sc.AllowPrivilegeEscalation {
-			add("set it to false, or remove it", "privilege escalation is not allowed", "%s.securityContext.allowPrivilegeEscalation", path)
-		}
-		if sc.Privileged != nil && *sc.Privileged {
-			add("set it to false, or remove it", "privileged containers are not allowed", "%s.securityContext.privileged", path)
-		}
+func containerFindings(path string, c *corev1.Container, opts Options, add func(remedy, problem, field string, args ...any)) {
+	if !opts.AllowPrivileged && c.SecurityContext != nil {
+		securityFindings(path+".securityContext", c.SecurityContext, add)
 	}
 	if len(c.VolumeDevices) > 0 {
 		add("mount a file system (volumeMounts) instead", "block devices are not supported", "%s.volumeDevices", path)
@@ -90,5 +86,21 @@ func containerFindings(path string, c *corev1.Container, add func(remedy, proble
 		if p.HostIP != "" {
 			add("remove it", "there is no host whose address it could be", "%s.ports[%d].hostIP", path, i)
 		}
+	}
+}
+
+func securityFindings(path string, sc *corev1.SecurityContext, add func(remedy, problem, field string, args ...any)) {
+	if sc.Capabilities != nil {
+		for i, capability := range sc.Capabilities.Add {
+			if !permitted[capability] {
+				add("remove it"+permit, fmt.Sprintf("capability %s may not be added", capability), "%s.capabilities.add[%d]", path, i)
+			}
+		}
+	}
+	if sc.AllowPrivilegeEscalation != nil && *sc.AllowPrivilegeEscalation {
+		add("set it to false, or remove it"+permit, "privilege escalation is not allowed", "%s.allowPrivilegeEscalation", path)
+	}
+	if sc.Privileged != nil && *sc.Privileged {
+		add("set it to false, or remove it"+permit, "privileged containers are not allowed", "%s.privileged", path)
 	}
 }

@@ -15,6 +15,10 @@ import (
 type Options struct {
 	// PVC looks up a claim and, if it is bound, its volume. Nil: claims are not judged.
 	PVC func(namespace, name string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, error)
+	// AllowPrivileged: containers may have all rights inside the pod's sandbox, as a profile with isolation microvm may permit.
+	AllowPrivileged bool
+	// IsolationRefused says why the pod may not have the isolation that it asks for (profile.IsolationFor); empty: it may.
+	IsolationRefused string
 }
 
 // efsDriver is the one CSI driver that Fargate mounts (facts 4.2, 4b).
@@ -42,7 +46,9 @@ func Violations(pod *corev1.Pod, opts Options) []string {
 	}
 	add(hostNamespaces(&pod.Spec))
 	containers := append(append([]corev1.Container(nil), pod.Spec.InitContainers...), pod.Spec.Containers...)
-	add(securityContexts(containers))
+	if !opts.AllowPrivileged {
+		add(securityContexts(containers))
+	}
 	if v := volumes(pod, opts); len(v) > 0 {
 		add("volumes not supported: " + strings.Join(v, ", "))
 	}
@@ -65,6 +71,7 @@ func Violations(pod *corev1.Pod, opts Options) []string {
 	for _, annotation := range []string{AnnotationIngress, AnnotationEgress} {
 		add(bandwidths(pod)[annotation])
 	}
+	add(opts.IsolationRefused)
 	return out
 }
 
@@ -177,10 +184,16 @@ func claim(namespace, name string, opts Options) string {
 	return ""
 }
 
-// WaitsFor is what would let a pod with Violations run: its claims, if they are all that is wrong; the rest of a pod cannot
-// be changed. Empty: nothing would.
+// WaitsFor is what would let a pod with Violations run: its claims, or the profile and an annotation, if they are all that is
+// wrong; the rest of a pod cannot be changed. Empty: nothing would.
 func WaitsFor(pod *corev1.Pod, opts Options) string {
-	if opts.PVC == nil || len(Violations(pod, Options{})) > 0 {
+	if len(Violations(pod, Options{AllowPrivileged: opts.AllowPrivileged})) > 0 {
+		return ""
+	}
+	if opts.IsolationRefused != "" {
+		return "the profile to allow that isolation, or the annotation to change"
+	}
+	if opts.PVC == nil {
 		return ""
 	}
 	var claims []string

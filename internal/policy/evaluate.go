@@ -28,7 +28,7 @@ type Endpoint struct {
 
 func (e Endpoint) String() string {
 	if e.Pod != nil {
-		return e.Pod.NamespacedName.String()
+		return e.Pod.String()
 	}
 	return e.Addr.String()
 }

@@ -141,7 +141,7 @@ func newChecked(t *testing.T, list []networking.NetworkPolicy) *checked {
 		table.SetNamespace(name, labels)
 	}
 	for i := range pods {
-		c.ends[pods[i].NamespacedName.String()] = Endpoint{Pod: &pods[i]}
+		c.ends[pods[i].String()] = Endpoint{Pod: &pods[i]}
 		table.SetPod(pods[i])
 	}
 	for i := range list {

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.opentelemetry.io/otel/trace/noop"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	remote "k8s.io/cri-client/pkg"
@@ -27,8 +26,11 @@ const (
 	startLimit   = 30 * time.Second
 )
 
-// cniAnswer is a CNI plugin that gives every pod the same address and no link.
+// cniAnswer is a CNI plugin that gives every pod the same address, on a link that leads nowhere.
 const cniAnswer = `#!/bin/sh
+case $CNI_COMMAND in
+ADD) nsenter --net="$CNI_NETNS" sh -ec "ip link add $CNI_IFNAME type veth peer name nowhere; ip addr add 10.99.0.2/32 dev $CNI_IFNAME; ip link set $CNI_IFNAME up" >&2 || exit 1 ;;
+esac
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"]}' ;;
 ADD) echo "{\"cniVersion\": \"1.0.0\", \"interfaces\": [{\"name\": \"$CNI_IFNAME\", \"sandbox\": \"$CNI_NETNS\"}],
@@ -40,6 +42,7 @@ esac
 type machine struct {
 	dirs    layout.Dirs
 	binDir  string
+	handler string // of the pods that are run
 	runtime internalapi.RuntimeService
 	images  internalapi.ImageManagerService
 }
@@ -62,7 +65,7 @@ func start(t *testing.T) *machine {
 	}
 	binDir := filepath.Join(top, "bin")
 	linkPrograms(t, built, binDir)
-	m := &machine{binDir: binDir, dirs: layout.Dirs{State: filepath.Join(top, "state"), Run: filepath.Join(top, "run"), Log: filepath.Join(top, "log")}}
+	m := &machine{binDir: binDir, handler: layout.RuntimeHandlerGVisor, dirs: layout.Dirs{State: filepath.Join(top, "state"), Run: filepath.Join(top, "run"), Log: filepath.Join(top, "log")}}
 	registryConfig, err := runtimeconf.WriteRegistry(m.dirs)
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +148,7 @@ func (m *machine) connect(t *testing.T) {
 	endpoint := "unix://" + m.dirs.ContainerdSocket()
 	waitFor(t, "containerd", func() (err error) {
 		if m.runtime == nil {
-			if m.runtime, err = remote.NewRemoteRuntimeService(t.Context(), endpoint, time.Minute, noop.NewTracerProvider(), false); err != nil {
+			if m.runtime, err = remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(time.Minute).WithTracerProvider(nil).Build(t.Context()); err != nil {
 				return err
 			}
 		}
@@ -161,7 +164,7 @@ func (m *machine) connect(t *testing.T) {
 		return nil
 	})
 	var err error
-	if m.images, err = remote.NewRemoteImageService(t.Context(), endpoint, time.Minute, noop.NewTracerProvider(), false); err != nil {
+	if m.images, err = remote.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(time.Minute).WithTracerProvider(nil).Build(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -208,7 +211,7 @@ func (m *machine) runPod(t *testing.T, name string, memory int64) *pod {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	id, err := m.runtime.RunPodSandbox(t.Context(), config, layout.RuntimeHandlerGVisor)
+	id, err := m.runtime.RunPodSandbox(t.Context(), config, m.handler)
 	if err != nil {
 		t.Fatalf("run the sandbox: %v", err)
 	}
@@ -233,18 +236,8 @@ func (p *pod) remove(t *testing.T) {
 // run starts a container; without a command it runs the image's own.
 func (p *pod) run(t *testing.T, name, image string, command ...string) string {
 	t.Helper()
-	spec := &cri.ImageSpec{Image: image}
-	if _, err := p.images.PullImage(t.Context(), spec, nil, p.config); err != nil {
-		t.Fatalf("pull %s: %v", image, err)
-	}
 	began := time.Now()
-	id, err := p.runtime.CreateContainer(t.Context(), p.id, &cri.ContainerConfig{
-		Metadata: &cri.ContainerMetadata{Name: name},
-		Image:    spec,
-		Command:  command,
-		LogPath:  name + ".log",
-		Linux:    &cri.LinuxContainerConfig{Resources: &cri.LinuxContainerResources{}},
-	}, p.config)
+	id, err := p.create(t, name, image, command...)
 	if err != nil {
 		t.Fatalf("create %s: %v", name, err)
 	}
@@ -253,6 +246,22 @@ func (p *pod) run(t *testing.T, name, image string, command ...string) string {
 	}
 	t.Logf("container %s runs after %v", name, time.Since(began).Round(time.Millisecond))
 	return id
+}
+
+// create pulls an image and makes a container of it.
+func (p *pod) create(t *testing.T, name, image string, command ...string) (string, error) {
+	t.Helper()
+	spec := &cri.ImageSpec{Image: image}
+	if _, err := p.images.PullImage(t.Context(), spec, nil, p.config); err != nil {
+		t.Fatalf("pull %s: %v", image, err)
+	}
+	return p.runtime.CreateContainer(t.Context(), p.id, &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: name},
+		Image:    spec,
+		Command:  command,
+		LogPath:  name + ".log",
+		Linux:    &cri.LinuxContainerConfig{Resources: &cri.LinuxContainerResources{}},
+	}, p.config)
 }
 
 // exited waits for a container's end and returns its status.

@@ -3,6 +3,7 @@
 package runtimeconf
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path"
@@ -43,12 +44,20 @@ func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 		"cni/10-berth.conflist": chain,
 		"containerd.toml": fmt.Sprintf(containerdConfig, dirs.Containerd(), dirs.ContainerdState(), dirs.ContainerdSocket(),
 			PauseImage, HostsDir(dirs), layout.RuntimeHandlerGVisor, layout.RuntimeHandlerGVisor,
-			filepath.Join(binDir, "containerd-shim-runsc-start"), filepath.Join(conf, "runsc.toml"), quoted(pluginDirs(binDir)), filepath.Join(conf, "cni")),
+			filepath.Join(binDir, "containerd-shim-runsc-start"), filepath.Join(conf, "runsc.toml"),
+			layout.RuntimeHandlerMicroVM, filepath.Join(binDir, "containerd-shim-berth-start"), quoted(pluginDirs(binDir)), filepath.Join(conf, "cni")),
 	}
 	for name, content := range files {
 		if err := write(filepath.Join(conf, name), content); err != nil {
 			return "", err
 		}
+	}
+	where, err := json.Marshal(dirs)
+	if err != nil {
+		return "", fmt.Errorf("encode the host's directories: %w", err)
+	}
+	if err := write(dirs.ShimDirs(), string(where)); err != nil {
+		return "", err
 	}
 	for registry, upstream := range mirrored {
 		if err := Mirror(dirs, registry, upstream); err != nil {
@@ -144,6 +153,14 @@ disabled_plugins = [
       [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.gvisor.options]
         TypeUrl = "io.containerd.runsc.v1.options"
         ConfigPath = %q
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.%s]
+      runtime_type = "io.containerd.berth.v1"
+      runtime_path = %q
+      # What the node process tells the shim of the pod; it lets no such annotation of the user's through.
+      pod_annotations = ["berth.run/*"]
+      # A privileged container has the devices of its own virtual machine, never the host's.
+      privileged_without_host_devices = true
+      privileged_without_host_devices_all_devices_allowed = true
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = [%s]
     conf_dir = %q

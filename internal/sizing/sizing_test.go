@@ -1,6 +1,7 @@
 package sizing
 
 import (
+	"errors"
 	"math"
 	"testing"
 
@@ -57,7 +58,7 @@ func TestVectors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			size, err := ForPod(&corev1.PodSpec{Containers: []corev1.Container{asking(test.cpu, test.memory)}}, v1alpha1.SizingTable)
 			if test.want == "" {
-				if _, ok := err.(*TooLargeError); !ok {
+				if tooLarge := (*TooLargeError)(nil); !errors.As(err, &tooLarge) {
 					t.Fatalf("got %v, %v, want a TooLargeError", size, err)
 				}
 				return

@@ -1,8 +1,10 @@
 // Package e2e tests Berth as its users see it: a real cluster started by `berth up`, real pods in real sandboxes, driven
-// with real kubectl. It needs root and the programs in bin/ (make build images) and fails without them.
+// with real kubectl. It needs root and the programs in bin/ (make build images) and fails without them. BERTH_ISOLATION (gvisor
+// unless it is set) is what its pods run in.
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +24,11 @@ const (
 	shimSockets = "/run/containerd"
 )
 
-var top string
+var (
+	top string
+	// isolation that the cluster's pods run in.
+	isolation = cmp.Or(os.Getenv("BERTH_ISOLATION"), "gvisor")
+)
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -53,10 +59,15 @@ func run(m *testing.M) int {
 	defer os.RemoveAll(cache)
 	os.Setenv("KUBECACHEDIR", cache)
 	_, before := os.Stat(shimSockets)
-	if out, err := berth("up"); err != nil {
+	if out, err := berth("up", "--isolation", isolation); err != nil {
 		return fail(fmt.Errorf("berth up: %w\n%s", err, out))
 	}
-	code := m.Run()
+	code := 1
+	if err := hostRuns(isolation); err != nil {
+		fail(err)
+	} else {
+		code = m.Run()
+	}
 	if out, err := berth("down", "--purge"); err != nil {
 		return fail(fmt.Errorf("berth down: %w\n%s", err, out))
 	}
@@ -68,6 +79,16 @@ func run(m *testing.M) int {
 		return fail(fmt.Errorf("berth down left behind:\n%s", strings.Join(left, "\n")))
 	}
 	return code
+}
+
+// hostRuns is an error unless the host can run the isolation.
+func hostRuns(isolation string) error {
+	out, err := berth("kubectl", "get", "hosts", "-o", "jsonpath={.items[*].status.isolations}")
+	if err == nil && strings.Contains(out, `"`+isolation+`"`) {
+		return nil
+	}
+	status, _ := berth("status")
+	return fmt.Errorf("this machine cannot run isolation %s (BERTH_ISOLATION): %s, %v\n%s", isolation, out, err, status)
 }
 
 func fail(err error) int {
@@ -93,9 +114,9 @@ func kubectl(t *testing.T, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-// apply creates a profile for the pods that carry label profile=<name of the file> and then what is in the file; both go
-// when the test ends.
-func apply(t *testing.T, file string) {
+// apply creates a profile, with these flags too, for the pods that carry label profile=<name of the file> and then what is in
+// the file; both go when the test ends.
+func apply(t *testing.T, file string, flags ...string) {
 	t.Helper()
 	name, path := strings.TrimSuffix(file, ".yaml"), filepath.Join("testdata", file)
 	t.Cleanup(func() {
@@ -104,7 +125,8 @@ func apply(t *testing.T, file string) {
 			t.Errorf("delete profile %s: %v\n%s", name, err, out)
 		}
 	})
-	if out, err := berth("create", "fargateprofile", "--name", name, "--namespace", "default", "--labels", "profile="+name); err != nil {
+	create := append([]string{"create", "fargateprofile", "--name", name, "--namespace", "default", "--labels", "profile=" + name}, flags...)
+	if out, err := berth(create...); err != nil {
 		t.Fatalf("create profile %s: %v\n%s", name, err, out)
 	}
 	kubectl(t, "apply", "-f", path)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -10,7 +11,9 @@ import (
 // TestDemo plays the story of `make demo`, which checks itself: nodes, zones, addresses, curl, scaling, logs, exec, cp,
 // attach, port-forward, debug, Job, CronJob and a pod that no profile takes.
 func TestDemo(t *testing.T) {
-	out, err := exec.Command(filepath.Join(top, "hack", "demo.sh")).CombinedOutput()
+	demo := exec.Command(filepath.Join(top, "hack", "demo.sh"))
+	demo.Env = append(os.Environ(), "ISOLATION="+isolation)
+	out, err := demo.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

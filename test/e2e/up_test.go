@@ -23,6 +23,9 @@ func TestUp(t *testing.T) {
 		if out, err := berth("up"); err != nil {
 			t.Errorf("the cluster does not start any more: %v\n%s", err, out)
 		}
+		if out, err := berth("status", "-o", "json"); err != nil || !strings.Contains(out, `"isolation": "`+isolation+`"`) {
+			t.Errorf("the cluster's isolation is not %s any more: %v\n%s", isolation, err, out)
+		}
 	})
 	program := filepath.Join(top, "bin", "berth")
 	refused := func(t *testing.T, want string, command ...string) {
@@ -35,6 +38,12 @@ func TestUp(t *testing.T) {
 	}
 	t.Run("no root", func(t *testing.T) {
 		refused(t, "needs root", "unshare", "--user", program, "up")
+	})
+	t.Run("no such isolation", func(t *testing.T) {
+		refused(t, `--isolation: "runc" is not an isolation: use auto, microvm or gvisor`, program, "up", "--isolation", "runc")
+	})
+	t.Run("no QEMU", func(t *testing.T) {
+		refused(t, "--isolation microvm: command qemu-system-x86_64 is missing: install Debian package qemu-system-x86", "env", "PATH="+t.TempDir(), program, "up", "--isolation", "microvm")
 	})
 	t.Run("port taken", func(t *testing.T) {
 		l, err := net.Listen("tcp", "127.0.0.1:6443")

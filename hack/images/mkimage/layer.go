@@ -84,7 +84,7 @@ func scan(dir string, hollow []string) (map[string]entry, error) {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		if stat := info.Sys().(*syscall.Stat_t); info.Mode().IsRegular() && stat.Nlink > 1 {
-			inode := [2]uint64{uint64(stat.Dev), stat.Ino}
+			inode := [2]uint64{stat.Dev, stat.Ino}
 			if first, ok := links[inode]; ok {
 				e.header.Typeflag, e.header.Linkname, e.header.Size, e.source = tar.TypeLink, first, 0, ""
 			} else {

@@ -72,15 +72,14 @@ func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 
 func (r *Reconciler) ofNode(ctx context.Context, node client.Object) []reconcile.Request {
 	var berths v1alpha1.BerthList
-	if err := r.Client.List(ctx, &berths); err != nil {
+	if err := r.Client.List(ctx, &berths, client.MatchingFields{v1alpha1.BerthNodeNameField: node.GetName()}); err != nil {
 		return nil
 	}
+	var out []reconcile.Request
 	for i := range berths.Items {
-		if b := &berths.Items[i]; b.Spec.NodeName == node.GetName() {
-			return []reconcile.Request{{NamespacedName: client.ObjectKeyFromObject(b)}}
-		}
+		out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&berths.Items[i])})
 	}
-	return nil
+	return out
 }
 
 // Reconcile looks after one Berth.

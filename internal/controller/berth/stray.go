@@ -55,13 +55,11 @@ func (r *Reconciler) placedPod(ctx context.Context, berth types.NamespacedName) 
 // deleteStrayNode deletes the Node unless a Berth has it: addresses, and with them names of nodes, are used again.
 func (r *Reconciler) deleteStrayNode(ctx context.Context, name string) error {
 	var berths v1alpha1.BerthList
-	if err := r.Client.List(ctx, &berths); err != nil {
-		return fmt.Errorf("list berths: %w", err)
+	if err := r.Client.List(ctx, &berths, client.MatchingFields{v1alpha1.BerthNodeNameField: name}); err != nil {
+		return fmt.Errorf("list the berths of node %s: %w", name, err)
 	}
-	for _, b := range berths.Items {
-		if b.Spec.NodeName == name {
-			return nil
-		}
+	if len(berths.Items) > 0 {
+		return nil
 	}
 	return r.deleteNode(ctx, name)
 }

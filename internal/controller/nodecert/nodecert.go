@@ -84,7 +84,7 @@ func (r *Reconciler) judge(ctx context.Context, csr *certificates.CertificateSig
 	}
 	req, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return "the request does not parse: " + err.Error(), nil
+		return "the request does not parse: " + err.Error(), nil //nolint:nilerr // it is the request's fault, and the answer
 	}
 	node, ok := strings.CutPrefix(req.Subject.CommonName, nodeUserPrefix)
 	if !ok || !slices.Equal(req.Subject.Organization, []string{nodesGroup}) {
@@ -143,11 +143,11 @@ func names(signer string, req *x509.CertificateRequest, b *v1alpha1.Berth) strin
 func (r *Reconciler) berthOf(ctx context.Context, node, host string) (*v1alpha1.Berth, error) {
 	for _, reader := range []client.Reader{r.Client, r.Live} {
 		var list v1alpha1.BerthList
-		if err := reader.List(ctx, &list); err != nil {
-			return nil, fmt.Errorf("list berths: %w", err)
+		if err := reader.List(ctx, &list, client.MatchingFields{v1alpha1.BerthNodeNameField: node}); err != nil {
+			return nil, fmt.Errorf("list the berths of node %s: %w", node, err)
 		}
 		for i, b := range list.Items {
-			if b.Spec.NodeName == node && b.Spec.HostName == host {
+			if b.Spec.HostName == host {
 				return &list.Items[i], nil
 			}
 		}

@@ -2,6 +2,7 @@
 package profile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,8 @@ type Reconciler struct {
 	Quotas rules.Quotas
 	// Cluster is the cluster's name in messages.
 	Cluster string
+	// Isolation of profiles that name none; empty is auto.
+	Isolation v1alpha1.Isolation
 }
 
 // Setup lets the manager run the reconciler; subnets, pods and other profiles lead back to profiles: one may wait for another.
@@ -110,6 +113,7 @@ func (r *Reconciler) judge(p *v1alpha1.FargateProfile, subnets []v1alpha1.Subnet
 		wrong = append(wrong, exceeded)
 	}
 	p.Status.ObservedGeneration = p.Generation
+	p.Status.Isolation = cmp.Or(p.Spec.Isolation, r.Isolation, v1alpha1.IsolationAuto)
 	if len(wrong) > 0 {
 		p.Status.Status, p.Status.Subnets = v1alpha1.ProfileCreateFailed, nil
 		conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, "Invalid", strings.Join(wrong, " "))

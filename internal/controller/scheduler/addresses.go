@@ -47,7 +47,7 @@ func (a *Addresses) Sync(ctx context.Context, r client.Reader, now time.Time) er
 		return fmt.Errorf("list subnets: %w", err)
 	}
 	var berths v1alpha1.BerthList
-	if err := r.List(ctx, &berths); err != nil {
+	if err := r.List(ctx, &berths, uncopied); err != nil {
 		return fmt.Errorf("list berths: %w", err)
 	}
 	a.mu.Lock()
@@ -58,7 +58,8 @@ func (a *Addresses) Sync(ctx context.Context, r client.Reader, now time.Time) er
 		}
 	}
 	alive := map[types.UID]bool{}
-	for _, b := range berths.Items {
+	for i := range berths.Items {
+		b := &berths.Items[i]
 		alive[b.Spec.Pod.UID] = true
 		addr, err := netip.ParseAddr(b.Spec.IP)
 		if err != nil || a.subnets[b.Spec.SubnetName] == nil {

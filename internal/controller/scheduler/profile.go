@@ -31,7 +31,7 @@ func (r *Reconciler) profileOf(ctx context.Context, pod *corev1.Pod) (*v1alpha1.
 		return nil, nil, fmt.Errorf("get profile %s: %w", name, err)
 	}
 	if err != nil || !ready(profile) {
-		return nil, misconfigured(name), nil
+		return nil, misconfigured(name), nil //nolint:nilerr // not found is an answer
 	}
 	for _, s := range profile.Spec.Selectors {
 		if match.Matches(s, namespace, pod.Labels) {

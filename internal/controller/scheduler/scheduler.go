@@ -25,6 +25,7 @@ import (
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/placement"
 	"github.com/berth-run/berth/internal/podcheck"
+	match "github.com/berth-run/berth/internal/profile"
 	"github.com/berth-run/berth/internal/sizing"
 )
 
@@ -51,6 +52,8 @@ type Reconciler struct {
 	Recorder  record.EventRecorder
 	Addresses *Addresses
 	Region    string
+	// Isolation of profiles that name none; empty is auto.
+	Isolation v1alpha1.Isolation
 	Now       func() time.Time
 
 	// placing makes one decision at a time, so that two pods do not get the same room on a host before the cache shows it.
@@ -148,15 +151,23 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	if no != nil || err != nil {
 		return nil, no, err
 	}
-	check := podcheck.Options{PVC: r.claim(ctx)}
+	isolation, refused := match.IsolationFor(profile, pod.Annotations, r.Isolation)
+	check := podcheck.Options{PVC: r.claim(ctx), IsolationRefused: refused, AllowPrivileged: match.AllowsPrivileged(profile, isolation.Isolation)}
 	if violations := podcheck.Violations(pod, check); len(violations) > 0 {
 		return nil, &refusal{eks.ReasonUnsupported, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, check)}, nil
 	}
 	size, err := sizing.ForPod(&pod.Spec, profile.Spec.Sizing)
 	if err != nil {
-		return nil, &refusal{eks.ReasonTooLarge, err.Error(), ""}, nil
+		return nil, &refusal{eks.ReasonTooLarge, err.Error(), ""}, nil //nolint:nilerr // it is the answer
 	}
-	return r.place(ctx, pod, profile, size)
+	return r.place(ctx, pod, wanted{profile, size, isolation})
+}
+
+// wanted is what a pod is to be given.
+type wanted struct {
+	profile   *v1alpha1.FargateProfile
+	size      v1alpha1.Size
+	isolation match.IsolationRequest
 }
 
 func (r *Reconciler) claim(ctx context.Context) func(string, string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, error) {
@@ -194,9 +205,9 @@ func (r *Reconciler) forget(berth *v1alpha1.Berth) {
 }
 
 // place chooses and writes the decision down.
-func (r *Reconciler) place(ctx context.Context, pod *corev1.Pod, profile *v1alpha1.FargateProfile, size v1alpha1.Size) (*v1alpha1.Berth, *refusal, error) {
+func (r *Reconciler) place(ctx context.Context, pod *corev1.Pod, want wanted) (*v1alpha1.Berth, *refusal, error) {
 	for try := 1; ; try++ {
-		berth, no, err := r.choose(ctx, pod, profile, size)
+		berth, no, err := r.choose(ctx, pod, want)
 		if no != nil || err != nil {
 			return nil, no, err
 		}
@@ -230,26 +241,24 @@ func (r *Reconciler) giveUp(pod *corev1.Pod) {
 }
 
 // choose chooses for one pod at a time, and remembers the choice until the cache shows it.
-func (r *Reconciler) choose(ctx context.Context, pod *corev1.Pod, profile *v1alpha1.FargateProfile, size v1alpha1.Size) (*v1alpha1.Berth, *refusal, error) {
+func (r *Reconciler) choose(ctx context.Context, pod *corev1.Pod, want wanted) (*v1alpha1.Berth, *refusal, error) {
 	r.placing.Lock()
 	defer r.placing.Unlock()
 	now := r.Now()
 	if err := r.Addresses.Sync(ctx, r.Client, now); err != nil {
 		return nil, nil, err
 	}
-	in, err := r.snapshot(ctx, profile, now)
+	in, err := r.snapshot(ctx, want.profile, now)
 	if err != nil {
 		return nil, nil, err
 	}
-	in.Pod, in.Size, in.Isolation, in.ProfileName = pod, size, profile.Spec.Isolation, profile.Name
+	in.Pod, in.Size, in.ProfileName = pod, want.size, want.profile.Name
+	in.Isolation, in.IsolationBy = want.isolation.Isolation, want.isolation.By
 	choice, err := placement.Choose(in, r.Region)
-	var noRoom *placement.NoCapacityError
-	var badSelector *placement.NodeSelectorError
+	var waits interface{ WaitsFor() string }
 	switch {
-	case errors.As(err, &noRoom):
-		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error(), noRoom.WaitsFor()}, nil
-	case errors.As(err, &badSelector):
-		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error(), badSelector.WaitsFor()}, nil
+	case errors.As(err, &waits):
+		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error(), waits.WaitsFor()}, nil
 	case err != nil:
 		return nil, nil, err
 	}
@@ -258,16 +267,17 @@ func (r *Reconciler) choose(ctx context.Context, pod *corev1.Pod, profile *v1alp
 		noRoom := &placement.NoCapacityError{Details: []string{err.Error()}}
 		return nil, &refusal{corev1.PodReasonUnschedulable, noRoom.Error(), noRoom.WaitsFor()}, nil
 	}
-	berth := newBerth(pod, profile, choice, size, eks.NodeName(addr, r.Region), addr.String(), now)
+	berth := newBerth(pod, want, choice, eks.NodeName(addr, r.Region), addr.String(), now)
+	berth.Spec.IsolationReason = placement.IsolationReason(in, choice)
 	r.pending[pod.UID] = *berth.DeepCopy()
 	return berth, nil, nil
 }
 
-func newBerth(pod *corev1.Pod, profile *v1alpha1.FargateProfile, c placement.Choice, size v1alpha1.Size, node, ip string, now time.Time) *v1alpha1.Berth {
+func newBerth(pod *corev1.Pod, want wanted, c placement.Choice, node, ip string, now time.Time) *v1alpha1.Berth {
 	return &v1alpha1.Berth{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: pod.Namespace, Name: BerthName(pod),
-			Labels:     map[string]string{eks.LabelProfile: profile.Name},
+			Labels:     map[string]string{eks.LabelProfile: want.profile.Name},
 			Finalizers: []string{v1alpha1.FinalizerPod, v1alpha1.FinalizerHost, v1alpha1.FinalizerNode},
 			Annotations: map[string]string{
 				v1alpha1.AnnotationAdmitted: pod.Annotations[v1alpha1.AnnotationAdmitted],
@@ -279,8 +289,9 @@ func newBerth(pod *corev1.Pod, profile *v1alpha1.FargateProfile, c placement.Cho
 		},
 		Spec: v1alpha1.BerthSpec{
 			Pod:         v1alpha1.PodReference{Name: pod.Name, UID: pod.UID},
-			ProfileName: profile.Name, HostName: c.Host, SubnetName: c.Subnet, Zone: c.Zone,
-			NodeName: node, IP: ip, Size: size, Isolation: c.Isolation, Bandwidth: bandwidth(pod),
+			ProfileName: want.profile.Name, HostName: c.Host, SubnetName: c.Subnet, Zone: c.Zone,
+			NodeName: node, IP: ip, Size: want.size, Isolation: c.Isolation, Bandwidth: bandwidth(pod),
+			AllowPrivileged: match.AllowsPrivileged(want.profile, want.isolation.Isolation),
 		},
 	}
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/berth-run/berth/internal/placement"
 )
 
+// uncopied lists of all Berths, one for each placement, share their parts with the cache: whoever asks for one only reads.
+const uncopied = client.UnsafeDisableDeepCopy
+
 // New makes the reconciler.
 func New(c client.Client, recorder record.EventRecorder, addresses *Addresses, region string) *Reconciler {
 	return &Reconciler{Client: c, Recorder: recorder, Addresses: addresses, Region: region, Now: time.Now, pending: map[types.UID]v1alpha1.Berth{}}
@@ -22,11 +25,11 @@ func New(c client.Client, recorder record.EventRecorder, addresses *Addresses, r
 func (r *Reconciler) snapshot(ctx context.Context, profile *v1alpha1.FargateProfile, now time.Time) (placement.Input, error) {
 	var in placement.Input
 	var berths v1alpha1.BerthList
-	if err := r.Client.List(ctx, &berths); err != nil {
+	if err := r.Client.List(ctx, &berths, uncopied); err != nil {
 		return in, fmt.Errorf("list berths: %w", err)
 	}
-	for _, b := range berths.Items {
-		delete(r.pending, b.Spec.Pod.UID)
+	for i := range berths.Items {
+		delete(r.pending, berths.Items[i].Spec.Pod.UID)
 	}
 	all := berths.Items
 	for _, b := range r.pending {

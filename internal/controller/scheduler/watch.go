@@ -51,7 +51,8 @@ func hostChanged(e event.UpdateEvent) bool {
 		return meta.IsStatusConditionTrue(h.Status.Conditions, v1alpha1.ConditionReady) && h.DeletionTimestamp == nil
 	}
 	return isReady(before) != isReady(now) || !equality.Semantic.DeepEqual(before.Spec, now.Spec) ||
-		!equality.Semantic.DeepEqual(before.Status.Capacity, now.Status.Capacity) || !slices.Equal(before.Status.Isolations, now.Status.Isolations)
+		!equality.Semantic.DeepEqual(before.Status.Capacity, now.Status.Capacity) || !slices.Equal(before.Status.Isolations, now.Status.Isolations) ||
+		!equality.Semantic.DeepEqual(before.Status.Probes, now.Status.Probes)
 }
 
 // waitingForRoom: a Berth gives its room back when it is deleted, and already when its pod has completed.

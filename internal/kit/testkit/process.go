@@ -55,7 +55,7 @@ func run(dir, program string, args ...string) (*process, error) {
 func (p *process) ended() error {
 	select {
 	case <-p.done:
-		return fmt.Errorf("%s ended: %v; the end of its log:\n%s", p.name, p.err, p.tail())
+		return fmt.Errorf("%s ended: %w; the end of its log:\n%s", p.name, p.err, p.tail())
 	default:
 		return nil
 	}

@@ -21,8 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-run/berth/api/v1alpha1"
-	"github.com/berth-run/berth/internal/layout"
-	"github.com/berth-run/berth/internal/localcluster"
+	"github.com/berth-run/berth/test/bench"
 )
 
 const (
@@ -60,33 +59,23 @@ type figures struct{ single, burst []sample }
 func run(count, burst, rounds int, image, kubelet string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	c, config, err := localcluster.Client(layout.Default.AdminKubeconfig())
-	if err != nil {
-		return err
-	}
-	kube, err := kubernetes.NewForConfig(config)
+	c, err := bench.Connect()
 	if err != nil {
 		return err
 	}
 	if err := idle(ctx, c); err != nil {
 		return err
 	}
-	p := &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: profile}, Spec: v1alpha1.FargateProfileSpec{
-		Selectors: []v1alpha1.Selector{{Namespace: "default", Labels: map[string]string{"bench": profile}}}}}
-	if err := c.Create(ctx, p); err != nil {
-		return fmt.Errorf("create profile %s (is another bench running?): %w", profile, err)
+	p, err := c.Profile(ctx, profile, v1alpha1.SizingTable)
+	if err != nil {
+		return err
 	}
 	defer c.Delete(context.WithoutCancel(ctx), p) //nolint:errcheck // best effort; the next run says so if it is still there
-	for p.Status.Status != v1alpha1.ProfileActive {
-		if err := c.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil {
-			return err
-		}
-	}
-	b := bench{client: c, kube: kube, image: image}
+	b := series{client: c, kube: c.Kube, image: image}
 	var berth, plain figures
 	for round := range rounds {
 		n := (count*(round+1))/rounds - (count*round)/rounds
-		if err := b.series(ctx, &berth, n, burst); err != nil {
+		if err := b.take(ctx, &berth, n, burst); err != nil {
 			return err
 		}
 		if kubelet == "" {
@@ -115,16 +104,16 @@ func idle(ctx context.Context, c client.Client) error {
 	return nil
 }
 
-// bench starts pods and takes the time. With plain set they are the plain kubelet's.
-type bench struct {
+// series starts pods and takes the time. With plain set they are the plain kubelet's.
+type series struct {
 	client client.Client
 	kube   kubernetes.Interface
 	image  string
 	plain  *plainNode
 }
 
-// series adds n pods one by one and a burst to f. One pod goes ahead and is not counted: it brings the image.
-func (b bench) series(ctx context.Context, f *figures, n, burst int) error {
+// take adds n pods one by one and a burst to f. One pod goes ahead and is not counted: it brings the image.
+func (b series) take(ctx context.Context, f *figures, n, burst int) error {
 	for i := range n + 1 {
 		s, err := b.measure(ctx, 1)
 		if err != nil {
@@ -139,15 +128,15 @@ func (b bench) series(ctx context.Context, f *figures, n, burst int) error {
 	return err
 }
 
-func (b bench) plainSeries(ctx context.Context, f *figures, n, burst int, kubelet string) (err error) {
+func (b series) plainSeries(ctx context.Context, f *figures, n, burst int, kubelet string) (err error) {
 	if b.plain, err = startPlain(ctx, b.client, kubelet); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.plain.stop(context.WithoutCancel(ctx))) }()
-	return b.series(ctx, f, n, burst)
+	return b.take(ctx, f, n, burst)
 }
 
-func (b bench) pod() *corev1.Pod {
+func (b series) pod() *corev1.Pod {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "bench-", Namespace: "default", Labels: map[string]string{"bench": profile}},
 		Spec: corev1.PodSpec{TerminationGracePeriodSeconds: new(int64), Containers: []corev1.Container{{
 			Name: "c", Image: b.image, ImagePullPolicy: corev1.PullIfNotPresent, Command: []string{"sleep", "3600"}}}}}
@@ -159,7 +148,7 @@ func (b bench) pod() *corev1.Pod {
 }
 
 // measure starts n pods at once, waits until all run, and removes them.
-func (b bench) measure(ctx context.Context, n int) ([]sample, error) {
+func (b series) measure(ctx context.Context, n int) ([]sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	w, err := b.kube.CoreV1().Pods("default").Watch(ctx, metav1.ListOptions{LabelSelector: "bench=" + b.pod().Labels["bench"]})
@@ -207,7 +196,7 @@ func (b bench) measure(ctx context.Context, n int) ([]sample, error) {
 	return samples, errors.Join(err, gone(ctx, pods))
 }
 
-func (b bench) collectPlain(ctx context.Context, created, running map[string]time.Time) ([]sample, error) {
+func (b series) collectPlain(ctx context.Context, created, running map[string]time.Time) ([]sample, error) {
 	var out []sample
 	for name, at := range created {
 		started, err := b.plain.started(ctx, name)
@@ -222,7 +211,7 @@ func (b bench) collectPlain(ctx context.Context, created, running map[string]tim
 }
 
 // collect reads the stages off the Berths once the agent has written them.
-func (b bench) collect(ctx context.Context, created, running map[string]time.Time) ([]sample, error) {
+func (b series) collect(ctx context.Context, created, running map[string]time.Time) ([]sample, error) {
 	for {
 		var list v1alpha1.BerthList
 		if err := b.client.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": profile}); err != nil {
@@ -254,7 +243,7 @@ func (b bench) collect(ctx context.Context, created, running map[string]time.Tim
 }
 
 // gone waits until no Berth of the bench is left, so that one measurement does not disturb the next.
-func (b bench) gone(ctx context.Context, _ []*corev1.Pod) error {
+func (b series) gone(ctx context.Context, _ []*corev1.Pod) error {
 	for {
 		var list v1alpha1.BerthList
 		if err := b.client.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": profile}); err != nil || len(list.Items) == 0 {

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
@@ -69,7 +68,7 @@ type plainNode struct {
 // startPlain starts the kubelet and returns when its node is ready.
 func startPlain(ctx context.Context, c client.Client, program string) (_ *plainNode, err error) {
 	dirs := layout.Default
-	runtime, err := remote.NewRemoteRuntimeService(ctx, "unix://"+dirs.ContainerdSocket(), limit, noop.NewTracerProvider(), false)
+	runtime, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + dirs.ContainerdSocket()).WithConnectionTimeout(limit).WithTracerProvider(nil).Build(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}

@@ -1,7 +1,7 @@
-// Command containerd-shim-runsc-start is what containerd executes as gVisor's shim. It carries out "start" by itself and
-// executes containerd-shim-runsc-v1, which lies beside it, for everything else. containerd starts a shim program once for
-// each container, only to learn its address; the shim with gVisor in it takes about 70 ms to get to its first line, this
-// one about 5.
+// Command containerd-shim-start is what containerd executes as a shim, by the name of containerd-shim-NAME-start. It carries out
+// "start" by itself and executes containerd-shim-NAME-v1, which lies beside it, for everything else. containerd starts a shim
+// program once for each container, only to learn its address; the shim with gVisor in it takes about 70 ms to get to its first
+// line, this one about 5.
 //
 // It is also here that a machine on which oom_score_adj cannot be lowered (no CAP_SYS_RESOURCE) is tolerated: gVisor's own
 // start kills the new shim there ("failed to set OOM Score on shim").
@@ -25,8 +25,6 @@ import (
 )
 
 const (
-	// program is the shim.
-	program = "containerd-shim-runsc-v1"
 	// socketRoot is where containerd's shims have their sockets (containerd's pkg/shim.SocketAddress).
 	socketRoot = "/run/containerd/s"
 	// sandboxAnnotation groups the containers of a pod into one shim.
@@ -35,9 +33,12 @@ const (
 	probeLimit = time.Second
 )
 
+// versions are those of the task service that the shims serve.
+var versions = map[string]int{"containerd-shim-runsc-v1": 2, "containerd-shim-berth-v1": 3}
+
 func main() {
-	if err := run(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "containerd-shim-runsc-start:", err)
+	if err := run(os.Args[0], os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", filepath.Base(os.Args[0]), err)
 		os.Exit(1)
 	}
 }
@@ -48,14 +49,15 @@ type request struct {
 	debug                  bool
 }
 
-func run(args []string) error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
+func run(self string, args []string) error {
+	program := strings.TrimSuffix(filepath.Base(self), "-start") + "-v1"
+	version, known := versions[program]
+	if !known || !filepath.IsAbs(self) {
+		return errors.New("this program is for containerd: it is called by an absolute path that ends in containerd-shim-runsc-start or containerd-shim-berth-start")
 	}
 	shim := filepath.Join(filepath.Dir(self), program)
 	var r request
-	flags := flag.NewFlagSet("containerd-shim-runsc-start", flag.ContinueOnError)
+	flags := flag.NewFlagSet(program, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&r.namespace, "namespace", "", "")
 	flags.StringVar(&r.address, "address", "", "")
@@ -73,7 +75,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	return json.NewEncoder(os.Stdout).Encode(map[string]any{"version": 2, "address": address, "protocol": "ttrpc"})
+	return json.NewEncoder(os.Stdout).Encode(map[string]any{"version": version, "address": address, "protocol": "ttrpc"})
 }
 
 // start starts the pod's shim, or finds the one that runs already, and gives its address. The working directory is the

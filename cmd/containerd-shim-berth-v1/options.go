@@ -1,0 +1,39 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/berth-run/berth/internal/layout"
+	"github.com/berth-run/berth/internal/microvm/disk"
+	"github.com/berth-run/berth/internal/microvm/qemu"
+	"github.com/berth-run/berth/internal/microvm/shim"
+	"github.com/berth-run/berth/internal/microvm/template"
+)
+
+// options are those of the shim of a sandbox.
+func options(dirs layout.Dirs, sandbox string) (shim.Options, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return shim.Options{}, fmt.Errorf("find this program: %w", err)
+	}
+	bin := filepath.Dir(self)
+	return shim.Options{
+		Images: disk.Images{Dir: dirs.ImageDisks()},
+		RunDir: dirs.MicroVMRun(sandbox),
+		Take: func(ctx context.Context, milliCPU, memory int64) (*shim.Source, error) {
+			shape, err := template.ShapeFor(milliCPU, memory)
+			if err != nil {
+				return nil, err
+			}
+			loaded, err := template.Take(ctx, dirs.TemplateSocket(), shape.VCPUs)
+			if err != nil {
+				return nil, err
+			}
+			driver := qemu.New(qemu.Options{Acceleration: loaded.Manifest.Monitor.Acceleration, Dir: dirs.MicroVM(), Jail: filepath.Join(bin, "berth-jail")})
+			return &shim.Source{Driver: driver, Template: loaded.Template(), Tools: loaded.Tools}, nil
+		},
+	}, nil
+}

@@ -1,0 +1,72 @@
+// Package disk makes the files behind a microVM's disks: for each pod an empty file system for what it writes, and for each
+// image one read-only file system that all microVMs of the host share through the host's page cache.
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoProgram says that a program that makes file systems is not installed.
+var ErrNoProgram = errors.New("the program is not installed")
+
+// MakeEphemeral makes an empty ext4 file system in a sparse file of the given size, in bytes, and opens it. The file takes room on
+// the host's disk as the pod writes. It has no journal: it does not outlive the machine that writes it.
+func MakeEphemeral(ctx context.Context, path string, size int64) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make the pod's ephemeral disk: %w", err)
+	}
+	if err := file.Truncate(size); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("make the pod's ephemeral disk of %d bytes: %w", size, err)
+	}
+	if err := run(ctx, "e2fsprogs", "mkfs.ext4", "-q", "-F", "-m", "0", "-G", "4096", "-O", "^has_journal,^resize_inode",
+		"-E", "lazy_itable_init=1,nodiscard,packed_meta_blocks=1", path); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("format the pod's ephemeral disk: %w", err)
+	}
+	return file, nil
+}
+
+// run executes a program of the Debian package.
+func run(ctx context.Context, pkg, program string, args ...string) error {
+	cmd := exec.CommandContext(ctx, program, args...)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	err := cmd.Run()
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%s (install Debian package %s): %w", program, pkg, ErrNoProgram)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(said.String()))
+	}
+	return nil
+}
+
+// lock holds path for this process until the returned function is called. Waiting for it is bounded by what others do there.
+func lock(path string) (release func(), err error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock %s: %w", filepath.Base(path), err)
+	}
+	for {
+		err = unix.Flock(int(file.Fd()), unix.LOCK_EX)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("lock %s: %w", filepath.Base(path), err)
+	}
+	return func() { file.Close() }, nil
+}

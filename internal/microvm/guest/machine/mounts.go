@@ -1,0 +1,119 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/microvm/guest/reaper"
+	"github.com/berth-run/berth/internal/microvm/guestapi"
+)
+
+// Mounter mounts what the host asks for: volumes.
+type Mounter struct {
+	Disks  *Disks
+	Reaper *reaper.Reaper
+}
+
+// Mount makes a file system or directory with its owner and mode. What is there already is left alone.
+func (m *Mounter) Mount(ctx context.Context, wanted *guestapi.Mount) error {
+	if err := inside(wanted.Target, guestapi.MountsDir, guestapi.VolumesDir); err != nil {
+		return fmt.Errorf("mount.target: %w", err)
+	}
+	if err := os.MkdirAll(wanted.Target, 0o755); err != nil {
+		return err
+	}
+	if wanted.Type != "" && !isMountPoint(wanted.Target) {
+		if err := m.mountFileSystem(ctx, wanted); err != nil {
+			return err
+		}
+	}
+	if wanted.Mode == 0 {
+		return nil
+	}
+	if err := os.Chown(wanted.Target, wanted.UID, wanted.GID); err != nil {
+		return err
+	}
+	// After chown, which clears the set-group-ID bit.
+	if err := unix.Chmod(wanted.Target, wanted.Mode); err != nil {
+		return fmt.Errorf("set the mode of %s: %w", wanted.Target, err)
+	}
+	return nil
+}
+
+func (m *Mounter) mountFileSystem(ctx context.Context, wanted *guestapi.Mount) error {
+	source := wanted.Source
+	switch wanted.Type {
+	case "tmpfs":
+		source = "tmpfs"
+	case "erofs", "ext4":
+		device, err := m.Disks.device(ctx, wanted.LUN)
+		if err != nil {
+			return err
+		}
+		source = device
+	default:
+		return m.mountByProgram(ctx, wanted)
+	}
+	flags, data := parseOptions(wanted.Options)
+	if wanted.Type == "erofs" {
+		flags |= unix.MS_RDONLY
+	}
+	if err := unix.Mount(source, wanted.Target, wanted.Type, flags, data); err != nil {
+		return fmt.Errorf("mount %s on %s (options %s): %w", wanted.Type, wanted.Target, strings.Join(wanted.Options, ","), err)
+	}
+	return nil
+}
+
+// mountByProgram leaves the file systems that need a helper of their own, such as NFS, to mount(8).
+func (m *Mounter) mountByProgram(ctx context.Context, wanted *guestapi.Mount) error {
+	argv := []string{"/bin/mount", "-t", wanted.Type}
+	if len(wanted.Options) > 0 {
+		argv = append(argv, "-o", strings.Join(wanted.Options, ","))
+	}
+	said, err := m.Reaper.Run(ctx, append(argv, wanted.Source, wanted.Target))
+	if err != nil {
+		return fmt.Errorf("mount %s from %s: %w: %s", wanted.Type, wanted.Source, err, strings.TrimSpace(said))
+	}
+	return nil
+}
+
+// mountFlags are the options of mount(8) that are flags of mount(2).
+var mountFlags = map[string]uintptr{
+	"ro": unix.MS_RDONLY, "nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC, "sync": unix.MS_SYNCHRONOUS,
+	"noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME,
+	"dirsync": unix.MS_DIRSYNC, "mand": unix.MS_MANDLOCK,
+}
+
+// noFlags are options that say what is so anyway.
+var noFlags = []string{"", "defaults", "rw", "suid", "dev", "exec", "async", "atime", "diratime"}
+
+func parseOptions(options []string) (uintptr, string) {
+	var flags uintptr
+	var data []string
+	for _, option := range options {
+		switch flag, known := mountFlags[option]; {
+		case known:
+			flags |= flag
+		case !slices.Contains(noFlags, option):
+			data = append(data, option)
+		}
+	}
+	return flags, strings.Join(data, ",")
+}
+
+// inside tells whether the path is clean and lies below one of the directories.
+func inside(path string, directories ...string) error {
+	for _, directory := range directories {
+		if strings.HasPrefix(path, directory+"/") && filepath.Clean(path) == path {
+			return nil
+		}
+	}
+	return errors.New(path + " is not below " + strings.Join(directories, " or "))
+}

@@ -1,0 +1,222 @@
+// Package guestapi is the contract between the two ends of a microVM's agent port: the containerd shim on the host and the
+// agent, process 1 of the guest. Both import it; it imports neither. Pure types and framing.
+//
+// # Wire
+//
+// The port is a byte stream (virtio-serial, or vsock where the host has it). While a template is made, the host writes Ping and the
+// guest answers Pong when it has nothing left to do. After a restore, or whenever the host connects anew, the host writes Hello, the
+// guest ends what an earlier session left open (its streams, not its containers), answers Hello, and from then on the port carries a yamux session
+// (github.com/hashicorp/yamux, keep-alive off) whose client is the host.
+//
+// Each yamux stream begins with one line of JSON, a Request. What follows depends on its Op:
+//
+//   - OpTasks: the guest answers a Response; then the stream is a ttrpc connection on which the guest serves containerd's task service, version 3
+//     (github.com/containerd/containerd/api/runtime/task/v3). One such stream is enough.
+//   - OpStdio: the guest answers a Response; then raw bytes of one stream of a process, until either side closes it. What a process wrote before
+//     is delivered. Closing stdin's stream closes the process's stdin.
+//   - OpDial: the guest answers a Response; then raw bytes of a connection made inside the guest.
+//   - OpPut: the host sends a tar archive right after the request, closes its side, and the guest answers a Response when the files are in place.
+//   - OpGet: the guest answers a Response whose Size says how many bytes of the file follow.
+//   - OpEvents: the guest answers a Response; then one line of JSON, an Event, whenever something happens, until the host closes.
+//   - all others: the guest answers a Response and closes the stream.
+//
+// # Names inside the guest
+//
+// Disks are named by their LUN on SCSI host 0, channel 0, target 0. ToolsLUN is the guest's own image; the host chooses the others.
+package guestapi
+
+import "encoding/json"
+
+// What is written on the port outside of a session, one line each.
+const (
+	Ping  = "PING\n"
+	Pong  = "PONG\n"
+	Hello = "BERTH 1\n"
+)
+
+// PortName of the virtio-serial port; VsockPort of the agent where there is vsock.
+const (
+	PortName  = "agent"
+	VsockPort = 1024
+)
+
+// ToolsLUN is the disk with the guest's programs and kernel modules. It is there in the template.
+const ToolsLUN = 0
+
+// Directories of the guest that both ends know.
+const (
+	// PodDir is where the pod's ephemeral disk is mounted: containers' writable layers, emptyDir volumes.
+	PodDir = "/run/berth/pod"
+	// VolumesDir holds the emptyDir volumes that are on the ephemeral disk.
+	VolumesDir = PodDir + "/volumes"
+	// FilesDir holds what the host puts: configMaps, secrets, hosts files; in memory, never on a disk.
+	FilesDir = "/run/berth/files"
+	// MountsDir holds what the guest mounts for the pod: emptyDir volumes in memory, NFS.
+	MountsDir = "/run/berth/mounts"
+)
+
+// Op is what a stream is for.
+type Op string
+
+// The operations.
+const (
+	OpTasks     Op = "tasks"
+	OpStdio     Op = "stdio"
+	OpDial      Op = "dial"
+	OpPut       Op = "put"
+	OpGet       Op = "get"
+	OpEvents    Op = "events"
+	OpConfigure Op = "configure"
+	OpMemory    Op = "memory"
+	OpClock     Op = "clock"
+	OpMount     Op = "mount"
+	OpRelease   Op = "release"
+)
+
+// Request is the first line of a stream. The field of its Op is set, the others are not.
+type Request struct {
+	Op        Op         `json:"op"`
+	Stdio     *Stdio     `json:"stdio,omitempty"`
+	Dial      *Dial      `json:"dial,omitempty"`
+	Put       *Put       `json:"put,omitempty"`
+	Get       *Get       `json:"get,omitempty"`
+	Configure *Configure `json:"configure,omitempty"`
+	Memory    []Range    `json:"memory,omitempty"`
+	Clock     *Clock     `json:"clock,omitempty"`
+	Mount     *Mount     `json:"mount,omitempty"`
+	Release   *Release   `json:"release,omitempty"`
+}
+
+// Response answers a Request. Error is empty when all went well; else it says what failed, for people.
+type Response struct {
+	Error string `json:"error,omitempty"`
+	// Size of what follows (OpGet), in bytes.
+	Size int64 `json:"size,omitempty"`
+}
+
+// Configure makes a restored guest this pod's machine. It is the first request after a restore, sent once.
+type Configure struct {
+	Clock Clock `json:"clock"`
+	// Entropy is at least 64 random bytes of the host, credited to the guest's generator before anything else is done.
+	Entropy []byte `json:"entropy"`
+	// Hostname of the machine (a container's own is in its spec); MachineID is 32 hexadecimal digits.
+	Hostname  string `json:"hostname"`
+	MachineID string `json:"machineID"`
+	// Links of the pod; the first is the virtio-net device.
+	Links []Link `json:"links,omitempty"`
+	// Memory to plug in.
+	Memory []Range `json:"memory,omitempty"`
+	// EphemeralLUN is the disk (ext4) that is mounted at PodDir.
+	EphemeralLUN int `json:"ephemeralLUN"`
+	// Sysctls by dotted name, such as net.ipv4.ip_unprivileged_port_start.
+	Sysctls map[string]string `json:"sysctls,omitempty"`
+}
+
+// Clock sets the guest's time, in nanoseconds since 1970.
+type Clock struct {
+	UnixNano int64 `json:"unixNano"`
+}
+
+// Range is memory to plug in, by its address in the guest; both are whole blocks of 128 MiB.
+type Range struct {
+	Start uint64 `json:"start"`
+	Bytes uint64 `json:"bytes"`
+}
+
+// Link is a network link as it is to be in the guest, lo aside.
+type Link struct {
+	Name       string      `json:"name"`
+	MAC        string      `json:"mac"`
+	MTU        int         `json:"mtu"`
+	Addresses  []string    `json:"addresses"` // with prefix length
+	Routes     []Route     `json:"routes,omitempty"`
+	Neighbours []Neighbour `json:"neighbours,omitempty"`
+}
+
+// Route out of a Link. An empty Gateway means that the destination is on the link. Destination has a prefix length.
+type Route struct {
+	Destination string `json:"destination"`
+	Gateway     string `json:"gateway,omitempty"`
+	Source      string `json:"source,omitempty"`
+}
+
+// Neighbour is a hardware address that nobody needs to ask for.
+type Neighbour struct {
+	IP  string `json:"ip"`
+	MAC string `json:"mac"`
+}
+
+// Container is what a task's Create carries in its options (an Any of type ContainerType whose value is the JSON). Its other
+// fields that matter are ID, Terminal, and whether Stdin, Stdout and Stderr are empty: a stream that is not empty is kept for OpStdio.
+type Container struct {
+	// Spec is the OCI runtime configuration (config.json). The host has rewritten what names the host: mounts, cgroup path,
+	// namespaces with a path, root. The guest sets root.path.
+	Spec   json.RawMessage `json:"spec"`
+	Rootfs Rootfs          `json:"rootfs"`
+}
+
+// ContainerType is the type URL of a Container in an Any.
+const ContainerType = "berth.run/guest.Container"
+
+// Rootfs is a container's file system: read-only disks (erofs), the uppermost first, below a writable layer on the ephemeral disk.
+// The writable layer is kept until the task is deleted.
+type Rootfs struct {
+	LUNs []int `json:"luns"`
+}
+
+// Stdio names a stream of a process; Exec is empty for the container's first process.
+type Stdio struct {
+	ID   string `json:"id"`
+	Exec string `json:"exec,omitempty"`
+	// FD is 0, 1 or 2. A terminal has 0 and 1.
+	FD int `json:"fd"`
+}
+
+// Dial connects inside the guest.
+type Dial struct {
+	// Network and Address as for net.Dial: tcp and 127.0.0.1:80.
+	Network string `json:"network"`
+	Address string `json:"address"`
+}
+
+// Put writes files. Target is a directory below FilesDir, or a file if the archive holds the one member ".".
+type Put struct {
+	Target string `json:"target"`
+	// Atomic: the archive is the whole of a directory as the kubelet's AtomicWriter keeps it (a symbolic link ..data to a dated directory).
+	// New files come first, then ..data changes in one step, then what is not in the archive goes.
+	Atomic bool `json:"atomic,omitempty"`
+}
+
+// Get reads a file below FilesDir or MountsDir.
+type Get struct {
+	Path string `json:"path"`
+	// Limit in bytes; 0 is none. A longer file's end is left out.
+	Limit int64 `json:"limit,omitempty"`
+}
+
+// Mount makes a file system or directory at Target, with its owner and mode. Doing so twice is no error.
+type Mount struct {
+	// Target is a directory below MountsDir or VolumesDir.
+	Target string `json:"target"`
+	// Type is a file system such as tmpfs or nfs4 with Source and Options as for mount(8); empty for a plain directory; erofs or ext4 for a disk (LUN).
+	Type    string   `json:"type,omitempty"`
+	Source  string   `json:"source,omitempty"`
+	LUN     int      `json:"lun,omitempty"`
+	Options []string `json:"options,omitempty"`
+	// Mode (permission bits, set-group-ID), UID and GID of Target's root. They are left alone if Mode is 0.
+	Mode uint32 `json:"mode,omitempty"`
+	UID  int    `json:"uid,omitempty"`
+	GID  int    `json:"gid,omitempty"`
+}
+
+// Release tells the guest to let go of a disk, before the host takes it away.
+type Release struct {
+	LUN int `json:"lun"`
+}
+
+// Event is what happens in the guest by itself. Exits are not among them: wait for them with the task service.
+type Event struct {
+	// OOM is the id of a container in which the kernel ended a process for want of memory; "" with GuestOOM: the whole machine had none left.
+	OOM      string `json:"oom,omitempty"`
+	GuestOOM bool   `json:"guestOOM,omitempty"`
+}

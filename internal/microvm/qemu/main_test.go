@@ -1,0 +1,37 @@
+package qemu_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// jailProgram is berth-jail, built for the tests.
+var jailProgram string
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "cannot run the tests of qemu:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (int, error) {
+	if os.Geteuid() != 0 {
+		return 1, fmt.Errorf("they need root (namespaces, cgroups); run them with sudo, or with make test")
+	}
+	dir, err := os.MkdirTemp("", "qemu-test")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	jailProgram = filepath.Join(dir, "berth-jail")
+	if out, err := exec.Command("go", "build", "-o", jailProgram, "github.com/berth-run/berth/cmd/berth-jail").CombinedOutput(); err != nil {
+		return 1, fmt.Errorf("build berth-jail: %w: %s", err, out)
+	}
+	return m.Run(), nil
+}

@@ -1,0 +1,317 @@
+package shim
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/berth-run/berth/internal/microvm/agent"
+	"github.com/berth-run/berth/internal/microvm/disk"
+	"github.com/berth-run/berth/internal/microvm/guestapi"
+	"github.com/berth-run/berth/internal/microvm/podlink"
+	"github.com/berth-run/berth/internal/microvm/vmm"
+)
+
+const (
+	// monitorMemory is what the machine's monitor needs for itself out of the pod's size, in bytes. The guest has the rest.
+	monitorMemory = 64 << 20
+	// guestLimit bounds how long a restored guest may take to become the pod's machine.
+	guestLimit = 30 * time.Second
+	// firstUID is that of the machine whose shim has process id 0: each machine has a user of its own.
+	firstUID = 0x70000000
+)
+
+// Annotations by which a pod's kubelet tells the pod's size (internal/node): bytes, and thousandths of a core.
+const (
+	annotationMemory = "berth.run/size-memory"
+	annotationDisk   = "berth.run/size-ephemeral-storage"
+	annotationCPU    = "berth.run/size-cpu-milli"
+)
+
+// size is what the pod is given: bytes, and thousandths of a core.
+type size struct {
+	memory, disk, milliCPU int64
+}
+
+// Default size of a sandbox that carries no annotations: Fargate's smallest.
+const (
+	defaultMemory = 512 << 20
+	defaultDisk   = 20 << 30
+	defaultCPU    = 250
+)
+
+// Options are what a shim works with.
+type Options struct {
+	// Take finds the template for a pod's CPU, in thousandths of a core, and memory, in bytes.
+	Take   func(ctx context.Context, milliCPU, memory int64) (*Source, error)
+	Images disk.Images
+	// RunDir is the pod's directory for sockets and its ephemeral disk. It is made, and removed with the pod.
+	RunDir string
+}
+
+// Source is what a machine is restored from, and by what.
+type Source struct {
+	Driver   vmm.Driver
+	Template vmm.Template
+	// Tools is the image of the guest's programs that belongs to the template.
+	Tools *os.File
+}
+
+func (s *Source) close() { closeAll(s.Template.RAM, s.Template.State, s.Tools) }
+
+// pod is a pod's machine.
+type pod struct {
+	options   Options
+	publisher publisher
+	machine   vmm.Machine
+	guest     *agent.Client
+	cgroup    string
+	sync      *volumes
+	forwards  net.Listener
+
+	mu sync.Mutex
+	// images are the LUNs of the image disks that the machine has, by key.
+	images map[string]int
+	closed bool
+}
+
+// newPod makes the machine of a sandbox. If anything fails, nothing is left of it.
+func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod, err error) {
+	want, err := sizeOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.RunDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the machine's directory: %w", err)
+	}
+	p := &pod{options: o, images: map[string]int{}, cgroup: cgroupOf(spec)}
+	if err := ensureCgroup(p.cgroup); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	config := guestapi.Configure{Hostname: spec.Hostname, MachineID: randomHex(16), Entropy: randomBytes(64), Sysctls: sysctls(spec)}
+	var ephemeral *os.File
+	// The machine and its disk are made at the same time.
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		ephemeral, err = disk.MakeEphemeral(gctx, filepath.Join(o.RunDir, "ephemeral.ext4"), want.disk)
+		return err
+	})
+	g.Go(func() error { return p.restore(gctx, id, spec, want, &config) })
+	err = g.Wait()
+	if ephemeral != nil {
+		defer ephemeral.Close()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if config.EphemeralLUN, err = p.machine.Attach(ctx, vmm.Disk{File: ephemeral}); err != nil {
+		return nil, fmt.Errorf("give the machine its ephemeral disk: %w", err)
+	}
+	if err := p.settle(ctx, config); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// restore starts the machine and completes what the guest is to be told.
+func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want size, config *guestapi.Configure) error {
+	source, err := p.options.Take(ctx, want.milliCPU, want.memory)
+	if err != nil {
+		return err
+	}
+	defer source.close()
+	if config.Memory, err = source.Driver.Blocks(source.Template.Shape, want.memory-monitorMemory); err != nil {
+		return fmt.Errorf("give the machine %d MiB: %w", want.memory>>20, err)
+	}
+	var tap *os.File
+	if ns := networkNamespace(spec); ns != "" {
+		var link guestapi.Link
+		if tap, link, err = podlink.Join(ns); err != nil {
+			return err
+		}
+		defer tap.Close()
+		config.Links = []guestapi.Link{link}
+	}
+	p.machine, err = source.Driver.Restore(ctx, vmm.Restore{
+		Template: source.Template, Tap: tap,
+		Host: vmm.Host{
+			Name: id, AgentSocket: p.agentSocket(), Console: filepath.Join(p.options.RunDir, "console.log"), Tools: source.Tools,
+			Confinement: vmm.Confinement{UID: firstUID + os.Getpid(), GID: firstUID + os.Getpid(), Cgroup: p.cgroup},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("start the machine: %w", err)
+	}
+	return nil
+}
+
+func (p *pod) agentSocket() string { return filepath.Join(p.options.RunDir, "agent.sock") }
+
+// settle opens the session with the guest and makes it the pod's machine.
+func (p *pod) settle(ctx context.Context, config guestapi.Configure) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, guestLimit)
+	defer cancel()
+	if p.guest, err = agent.Connect(ctx, p.agentSocket()); err != nil {
+		return p.because(err)
+	}
+	config.Clock.UnixNano = time.Now().UnixNano()
+	if err := p.guest.Configure(ctx, config); err != nil {
+		return p.because(fmt.Errorf("set the guest up: %w", err))
+	}
+	if p.sync, err = newVolumes(p.guest); err != nil {
+		return err
+	}
+	if p.forwards, err = net.Listen("unix", forwardSocket(p.options.RunDir)); err != nil {
+		return fmt.Errorf("listen for port-forward: %w", err)
+	}
+	go p.serveForward(p.forwards)
+	go p.listen()
+	return nil
+}
+
+// because adds how the machine ended to an error that its end explains.
+func (p *pod) because(err error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if exit, werr := p.machine.Wait(ctx); werr == nil {
+		return fmt.Errorf("%w (the machine ended: %s: %s)", err, exit.Reason, exit.Detail)
+	}
+	return err
+}
+
+// ended waits until nothing is left of the machine.
+func (p *pod) ended() vmm.Exit {
+	exit, err := p.machine.Wait(context.Background())
+	if err != nil {
+		exit.Detail = err.Error()
+	}
+	return exit
+}
+
+// close ends the machine and removes what it had on the host. Doing so twice is no error.
+func (p *pod) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	p.closed = true
+	var failed []error
+	if p.forwards != nil {
+		failed = append(failed, p.forwards.Close())
+	}
+	if p.sync != nil {
+		failed = append(failed, p.sync.close())
+	}
+	if p.machine != nil {
+		failed = append(failed, p.machine.Kill())
+	}
+	if p.guest != nil {
+		_ = p.guest.Close() // the guest is gone already
+	}
+	if err := errors.Join(append(failed, os.RemoveAll(p.options.RunDir))...); err != nil {
+		logger().Error("remove the machine", "error", err)
+	}
+}
+
+// imageDisk gives the machine the disk of an image's layers, unless it has it, and returns its LUN. It stays while the machine runs:
+// a container that is started again finds it there.
+func (p *pod) imageDisk(ctx context.Context, layers []string) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := disk.Key(layers)
+	if lun, ok := p.images[key]; ok {
+		return lun, nil
+	}
+	file, err := p.options.Images.Open(ctx, layers)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	lun, err := p.machine.Attach(ctx, vmm.Disk{File: file, ReadOnly: true})
+	if err != nil {
+		return 0, fmt.Errorf("give the machine the image's disk: %w", err)
+	}
+	p.images[key] = lun
+	return lun, nil
+}
+
+// sizeOf reads the pod's size from the sandbox's annotations.
+func sizeOf(spec *specs.Spec) (size, error) {
+	out := size{memory: defaultMemory, disk: defaultDisk, milliCPU: defaultCPU}
+	for key, field := range map[string]*int64{annotationMemory: &out.memory, annotationDisk: &out.disk, annotationCPU: &out.milliCPU} {
+		text, ok := spec.Annotations[key]
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || n <= 0 {
+			return size{}, fmt.Errorf("annotation %s is %q: a positive whole number is needed", key, text)
+		}
+		*field = n
+	}
+	return out, nil
+}
+
+// networkNamespace is the path of the pod's network namespace, empty if it has none of its own.
+func networkNamespace(spec *specs.Spec) string {
+	if spec.Linux == nil {
+		return ""
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			return ns.Path
+		}
+	}
+	return ""
+}
+
+// cgroupOf is the pod's cgroup: the sandbox's own would be its child.
+func cgroupOf(spec *specs.Spec) string {
+	if spec.Linux == nil || spec.Linux.CgroupsPath == "" || filepath.Dir(spec.Linux.CgroupsPath) == "/" {
+		return ""
+	}
+	return filepath.Dir(spec.Linux.CgroupsPath)
+}
+
+func sysctls(spec *specs.Spec) map[string]string {
+	if spec.Linux == nil {
+		return nil
+	}
+	return spec.Linux.Sysctl
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // it never fails (crypto/rand)
+	return b
+}
+
+func randomHex(n int) string { return hex.EncodeToString(randomBytes(n)) }
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+var _ taskapi.TTRPCTaskService = (*Service)(nil)

@@ -1,0 +1,75 @@
+package shim
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// toGuest rewrites what a specification says about the host. The pod's network, host name and IPC are the machine's own; a process
+// namespace that is shared is the machine's, or that of another container, by its process id in the guest.
+func toGuest(spec *specs.Spec, id string, machine int) {
+	spec.Hostname, spec.Domainname = "", ""
+	spec.Hooks = nil
+	if spec.Process != nil {
+		spec.Process.ApparmorProfile, spec.Process.SelinuxLabel = "", ""
+	}
+	if spec.Linux == nil {
+		return
+	}
+	spec.Linux.MountLabel = ""
+	spec.Linux.CgroupsPath = "/pod/" + id
+	spec.Linux.Sysctl = nil // the machine has them
+	if privileged(spec) {
+		spec.Linux.Devices = append(spec.Linux.Devices, guestDevices()...)
+	}
+	var kept []specs.LinuxNamespace
+	for _, ns := range spec.Linux.Namespaces {
+		switch ns.Type {
+		case specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace:
+			continue
+		case specs.PIDNamespace:
+			if strings.HasPrefix(ns.Path, fmt.Sprintf("/proc/%d/", machine)) {
+				continue
+			}
+		case specs.CgroupNamespace:
+			ns.Path = ""
+		}
+		kept = append(kept, ns)
+	}
+	spec.Linux.Namespaces = kept
+}
+
+// privileged tells whether a container may use every device.
+func privileged(spec *specs.Spec) bool {
+	if spec.Linux.Resources == nil {
+		return false
+	}
+	for _, rule := range spec.Linux.Resources.Devices {
+		if rule.Allow && (rule.Type == "" || rule.Type == "a") && rule.Major == nil && rule.Minor == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// loopDevices is how many loop devices a privileged container finds; it can make more of them.
+const loopDevices = 8
+
+// guestDevices are the devices of the machine that a privileged container gets: user-space file systems, loop mounts, tunnels, the
+// kernel's log. The guest's kernel loads the modules for them when they are opened.
+func guestDevices() []specs.LinuxDevice {
+	mode := os.FileMode(0o666)
+	out := []specs.LinuxDevice{
+		{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229, FileMode: &mode},
+		{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200, FileMode: &mode},
+		{Path: "/dev/loop-control", Type: "c", Major: 10, Minor: 237, FileMode: &mode},
+		{Path: "/dev/kmsg", Type: "c", Major: 1, Minor: 11, FileMode: &mode},
+	}
+	for n := range int64(loopDevices) {
+		out = append(out, specs.LinuxDevice{Path: fmt.Sprintf("/dev/loop%d", n), Type: "b", Major: 7, Minor: n, FileMode: &mode})
+	}
+	return out
+}

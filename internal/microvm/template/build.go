@@ -1,0 +1,201 @@
+package template
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/berth-run/berth/internal/microvm/guestapi"
+	"github.com/berth-run/berth/internal/microvm/vmm"
+)
+
+const (
+	beingBuilt  = ".new"
+	agentSocket = "agent"
+	consoleFile = "console"
+	// consoleTail is how much of what the guest printed an error quotes, in bytes.
+	consoleTail = 400
+	// endLimit is how long a machine whose connections have ended may take to end.
+	endLimit = 5 * time.Second
+)
+
+// build makes a template beside the old one and then replaces that. Nobody sees half a template; whoever has the old one loaded keeps it.
+func (s *Store) build(ctx context.Context, m Manifest) error {
+	temporary := s.dir(m) + beingBuilt
+	// It may be there, of a process that was killed.
+	if err := errors.Join(os.RemoveAll(temporary), os.Mkdir(temporary, 0o755)); err != nil {
+		return fmt.Errorf("build the template: %w", explainSpace(err))
+	}
+	defer os.RemoveAll(temporary)
+	if err := s.fill(ctx, temporary, &m); err != nil {
+		return fmt.Errorf("build the template for %d vCPUs: %w", m.Shape.VCPUs, err)
+	}
+	if err := os.RemoveAll(s.dir(m)); err != nil {
+		return err
+	}
+	return os.Rename(temporary, s.dir(m))
+}
+
+func (s *Store) fill(ctx context.Context, dir string, m *Manifest) error {
+	ram, err := MemoryFile(ramFile)
+	if err != nil {
+		return err
+	}
+	defer ram.Close()
+	state, err := MemoryFile(stateFile)
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+	began := time.Now()
+	if err := s.snapshot(ctx, m.Shape, ram, state, func() { m.BootTime = time.Since(began) }); err != nil {
+		return err
+	}
+	s.Report("saving the guest's memory")
+	for name, one := range map[string]struct {
+		from *os.File
+		to   *File
+	}{ramFile: {ram, &m.RAM}, stateFile: {state, &m.State}} {
+		file, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			return explainSpace(err)
+		}
+		*one.to, err = copyPages(file, one.from)
+		if err := errors.Join(err, file.Close()); err != nil {
+			return err
+		}
+	}
+	m.Built = time.Now().UTC().Truncate(time.Second)
+	return writeManifest(dir, *m)
+}
+
+// snapshot boots a machine, waits until its guest is ready and saves it.
+func (s *Store) snapshot(ctx context.Context, shape vmm.Shape, ram, state *os.File, ready func()) error {
+	s.Report("booting a guest")
+	return withGuest(ctx, s.Driver, s.Guest, s.Confinement, shape, ram, s.BootLimit, func(m vmm.Machine) error {
+		ready()
+		if err := m.Pause(ctx); err != nil {
+			return err
+		}
+		return m.Snapshot(ctx, state)
+	})
+}
+
+// Probe tells whether machines of the driver really boot here: a device that opens proves nothing. The error says in words why they do not.
+func Probe(ctx context.Context, driver vmm.Driver, guest Guest, confinement vmm.Confinement, limit time.Duration) error {
+	f, err := driver.Fingerprint(ctx)
+	if err != nil {
+		return err
+	}
+	ram, err := MemoryFile(ramFile)
+	if err != nil {
+		return err
+	}
+	defer ram.Close()
+	err = withGuest(ctx, driver, guest, confinement, Shapes[0], ram, limit, func(vmm.Machine) error { return nil })
+	if err != nil {
+		return fmt.Errorf("no usable %s: %w", strings.ToUpper(f.Acceleration), err)
+	}
+	return nil
+}
+
+// ProbeLimit is how long a guest may take to boot under hardware virtualization, which is a second where it works.
+const ProbeLimit = 10 * time.Second
+
+// Choose takes the preferred driver if a guest really boots with it, and else the other one and the reason why.
+func Choose(ctx context.Context, preferred, other vmm.Driver, guest Guest, confinement vmm.Confinement) (chosen vmm.Driver, why, err error) {
+	why = Probe(ctx, preferred, guest, confinement, ProbeLimit)
+	if ctx.Err() != nil {
+		return nil, nil, ctx.Err()
+	}
+	if why == nil {
+		return preferred, nil, nil
+	}
+	if _, err := other.Fingerprint(ctx); err != nil {
+		return nil, why, err
+	}
+	return other, why, nil
+}
+
+// withGuest boots a machine, calls do once its guest is ready, and ends it.
+func withGuest(ctx context.Context, driver vmm.Driver, guest Guest, confinement vmm.Confinement, shape vmm.Shape, ram *os.File,
+	limit time.Duration, do func(vmm.Machine) error) (err error) {
+	// Paths of sockets are short.
+	dir, err := os.MkdirTemp("", "berth-template")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	tools, err := os.Open(guest.Tools)
+	if err != nil {
+		return err
+	}
+	defer tools.Close()
+	host := vmm.Host{Name: fmt.Sprintf("template-%d", shape.VCPUs), AgentSocket: filepath.Join(dir, agentSocket),
+		Console: filepath.Join(dir, consoleFile), Tools: tools, Confinement: confinement}
+	m, err := driver.Boot(ctx, vmm.Boot{Host: host, Shape: shape, Kernel: guest.Kernel, Initrd: guest.Initrd, RAM: ram})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.Kill()) }()
+	if err := awaitGuest(ctx, m, host, limit); err != nil {
+		return err
+	}
+	return do(m)
+}
+
+// awaitGuest waits for the agent's answer, the machine's end or the limit.
+func awaitGuest(ctx context.Context, m vmm.Machine, host vmm.Host, limit time.Duration) error {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := ping(limited, host.AgentSocket)
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if limited.Err() != nil {
+		return fmt.Errorf("the guest does not boot within %v: %w; the last that its kernel printed: %q", limit, err, lastPrinted(host.Console))
+	}
+	// The connection ends a little before the machine does.
+	ending, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
+	if exit, alive := m.Wait(ending); alive == nil {
+		return fmt.Errorf("the guest does not boot, the machine ended (%s): %s", exit.Reason, exit.Detail)
+	}
+	return fmt.Errorf("the guest does not boot: %w; the last that its kernel printed: %q", err, lastPrinted(host.Console))
+}
+
+func lastPrinted(path string) string {
+	text, _ := os.ReadFile(path) // for a message
+	return strings.TrimSpace(string(text[max(0, len(text)-consoleTail):]))
+}
+
+// ping asks the agent whether it is ready. It is not heard before it listens; the monitor keeps the question for it.
+func ping(ctx context.Context, socket string) error {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
+	if _, err := conn.Write([]byte(guestapi.Ping)); err != nil {
+		return err
+	}
+	answer, err := bufio.NewReaderSize(conn, 64).ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("its agent does not answer: %w", err)
+	}
+	if answer != guestapi.Pong {
+		return fmt.Errorf("its agent answers %q, not %q", answer, guestapi.Pong)
+	}
+	return nil
+}
