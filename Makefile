@@ -87,7 +87,7 @@ test-cycles: deps build images ## Make and delete 500 pods and look for what the
 	BERTH_CYCLES=500 go test -count=1 -timeout 90m -run TestCycles ./test/e2e
 
 .PHONY: bench-start
-bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, beside a plain kubelet (needs make up).
+bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, in each isolation, beside a plain kubelet (needs make up).
 	@go run ./test/bench/start
 
 .PHONY: bench-restore
@@ -95,7 +95,7 @@ bench-restore: build ## A microVM's cold boot beside its restore from a template
 	@go run ./test/bench/restore
 
 .PHONY: bench-memory
-bench-memory: ## Private memory of each process that an idle pod costs (needs make up).
+bench-memory: ## Private memory of each process that an idle pod costs, in each isolation (needs make up).
 	@hack/bench-memory.sh
 
 .PHONY: bench-density bench-idle bench-delete
