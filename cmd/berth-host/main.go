@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/pflag"
@@ -12,8 +13,11 @@ import (
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 
+	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/hostagent"
 	"github.com/berth-run/berth/internal/layout"
+	"github.com/berth-run/berth/internal/microvm/qemu"
+	"github.com/berth-run/berth/internal/microvm/vmm"
 )
 
 func main() {
@@ -40,6 +44,9 @@ func main() {
 	_ = fs.Parse(os.Args[1:]) // exits on an error
 	if reserve, ok := fs.Lookup("reserve-memory").Value.(*resource.QuantityValue); ok {
 		o.ReserveMemory = reserve.Quantity
+	}
+	o.Driver = func(o hostagent.Options, a v1alpha1.Accelerator) vmm.Driver {
+		return qemu.New(qemu.Options{Acceleration: string(a), Dir: o.Dirs.MicroVM(), Jail: filepath.Join(o.BinDir, "berth-jail")})
 	}
 	log := logr.FromSlogHandler(slog.NewTextHandler(os.Stderr, nil))
 	ctrl.SetLogger(log)

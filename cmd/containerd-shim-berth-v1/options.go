@@ -32,13 +32,8 @@ func options(dirs layout.Dirs, sandbox string) (shim.Options, error) {
 			if err != nil {
 				return nil, err
 			}
-			tools, err := os.Open(template.GuestIn(layout.Guest(bin)).Tools)
-			if err != nil {
-				loaded.Close()
-				return nil, fmt.Errorf("open the guest's tools (make guest): %w", err)
-			}
 			driver := qemu.New(qemu.Options{Acceleration: loaded.Manifest.Monitor.Acceleration, Dir: dirs.MicroVM(), Jail: filepath.Join(bin, "berth-jail")})
-			return &shim.Source{Driver: driver, Template: loaded.Template(), Tools: tools}, nil
+			return &shim.Source{Driver: driver, Template: loaded.Template(), Tools: loaded.Tools}, nil
 		},
 	}, nil
 }

@@ -37,6 +37,7 @@ import (
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/hostagent/network"
 	"github.com/berth-run/berth/internal/kit/conditions"
+	"github.com/berth-run/berth/internal/microvm/disk"
 )
 
 const (
@@ -74,6 +75,7 @@ func Run(ctx context.Context, o Options) error {
 		func(ctx context.Context) error { return r.sweep(ctx) },
 		r.isolations.run,
 		r.machines.run,
+		func(ctx context.Context) error { return sweepDisks(ctx, disk.Images{Dir: o.Dirs.ImageDisks()}) },
 		r.policies.run,
 	} {
 		if err := mgr.Add(part); err != nil {
@@ -137,17 +139,15 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 		return nil, err
 	}
 	mtu, _ := network.Uplink()
+	vms := newMachines(o)
 	events := make(chan event.GenericEvent, 1024)
-	vms := newMachines(o.Dirs, o.BinDir)
 	r := &reconciler{
 		client: mgr.GetClient(), cri: cri, options: o, net: host, subnets: ranges, policies: held, mtu: mtu,
 		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca, now: time.Now},
 		processes:  newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
-		machines:   vms,
-		isolations: newIsolations(o.Dirs, o.BinDir, vms),
-		kubelets:   map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
+		isolations: newIsolations(o.Dirs, o.BinDir, vms), machines: vms,
+		kubelets: map[string]netip.Addr{}, failures: map[string]time.Time{}, limited: map[string]bool{},
 	}
-	r.isolations.found = vms.found
 	r.wake = func(key types.NamespacedName) {
 		events <- event.GenericEvent{Object: &v1alpha1.Berth{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}}
 	}

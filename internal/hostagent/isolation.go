@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/layout"
+	"github.com/berth-run/berth/internal/microvm/template"
 )
 
 const (
@@ -34,11 +36,20 @@ const (
 	bootID      = "/proc/sys/kernel/random/boot_id"
 )
 
-// What isolation microvm needs beside QEMU.
-var (
-	microVMPrograms = []string{microVMShim, "containerd-shim-berth-start", "berth-jail"}
-	guestFiles      = []string{layout.GuestKernel, layout.GuestInitrd, layout.GuestTools, layout.GuestManifest}
-)
+// microVMPrograms are what isolation microvm needs beside QEMU and the guest.
+var microVMPrograms = []string{microVMShim, "containerd-shim-berth-start", "berth-jail"}
+
+func guestFiles(binDir string) []string {
+	g := template.GuestIn(layout.Guest(binDir))
+	return []string{g.Kernel, g.Initrd, g.Tools}
+}
+
+func inDir(dir string, files ...string) []string {
+	for i := range files {
+		files[i] = filepath.Join(dir, files[i])
+	}
+	return files
+}
 
 // prober tries whether this machine runs virtual machines; all that MissingForMicroVM looks for is there.
 type prober interface {
@@ -46,6 +57,9 @@ type prober interface {
 	// sentence, why that one. An error says why it runs by none, and what to do. Probe limits its time by itself, ends sooner
 	// if ctx does, and leaves no machine behind.
 	Probe(ctx context.Context) (accelerator v1alpha1.Accelerator, reason string, err error)
+
+	// Use lets pods have machines by the accelerator; those that run are not touched. Saying the same again changes nothing.
+	Use(accelerator v1alpha1.Accelerator)
 }
 
 // isolations is what the agent found out about the isolations of its machine. gVisor is known at once; that virtual machines
@@ -56,9 +70,7 @@ type isolations struct {
 	file   string
 	boot   func() string // identifies the machine's boot
 	now    func() time.Time
-	// found is called with each result.
-	found func(v1alpha1.IsolationProbe)
-	// changed gets a value when status has changed.
+	// changed gets a value when status is not what was reported.
 	changed chan struct{}
 
 	mu              sync.Mutex
@@ -75,7 +87,7 @@ type finding struct {
 }
 
 func newIsolations(dirs layout.Dirs, binDir string, p prober) *isolations {
-	i := &isolations{prober: p, binDir: binDir, file: dirs.MicroVMProbe(), now: time.Now, found: func(v1alpha1.IsolationProbe) {}, changed: make(chan struct{}, 1)}
+	i := &isolations{prober: p, binDir: binDir, file: dirs.MicroVMProbe(), now: time.Now, changed: make(chan struct{}, 1)}
 	i.boot = func() string {
 		id, err := os.ReadFile(bootID)
 		if err != nil {
@@ -110,12 +122,21 @@ func (i *isolations) run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		i.look(ctx)
+		if vm := i.machine(); vm.Usable {
+			i.prober.Use(vm.Accelerator)
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+func (i *isolations) machine() v1alpha1.IsolationProbe {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.microvm
 }
 
 // look finds out what is not known for certain now.
@@ -150,7 +171,6 @@ func (i *isolations) look(ctx context.Context) {
 
 // set notes a result; one that says the same as before keeps its time.
 func (i *isolations) set(p v1alpha1.IsolationProbe) {
-	i.found(p)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	held := &i.microvm
@@ -171,7 +191,7 @@ func (i *isolations) set(p v1alpha1.IsolationProbe) {
 
 func (i *isolations) lookForGVisor() v1alpha1.IsolationProbe {
 	p := v1alpha1.IsolationProbe{Isolation: v1alpha1.IsolationGVisor, Usable: true, Message: "runsc and its shim are there", Time: metav1.NewTime(i.now()).Rfc3339Copy()}
-	if err := missing(i.binDir, "make build", "runsc", "containerd-shim-runsc-start", "containerd-shim-runsc-v1"); err != nil {
+	if err := missing("make build", inDir(i.binDir, "runsc", "containerd-shim-runsc-start", "containerd-shim-runsc-v1")); err != nil {
 		p.Usable, p.Message = false, err.Error()
 	}
 	return p
@@ -183,16 +203,15 @@ func MissingForMicroVM(binDir string) error {
 	if _, err := exec.LookPath(qemuCommand); err != nil {
 		failed = append(failed, fmt.Errorf("command %s is missing: install Debian package qemu-system-x86", qemuCommand))
 	}
-	failed = append(failed, missing(binDir, "make build", microVMPrograms...),
-		missing(layout.Guest(binDir), "make guest", guestFiles...))
+	failed = append(failed, missing("make build", inDir(binDir, slices.Clone(microVMPrograms)...)), missing("make guest", guestFiles(binDir)))
 	return sentence(failed)
 }
 
-func missing(dir, remedy string, files ...string) error {
+func missing(remedy string, files []string) error {
 	var failed []error
 	for _, f := range files {
-		if _, err := os.Stat(filepath.Join(dir, f)); err != nil {
-			failed = append(failed, fmt.Errorf("%s is missing in %s: run %s", f, dir, remedy))
+		if _, err := os.Stat(f); err != nil {
+			failed = append(failed, fmt.Errorf("%s is missing: run %s", f, remedy))
 		}
 	}
 	return sentence(failed)
@@ -220,14 +239,8 @@ func (i *isolations) evidence() string {
 	}
 	var b strings.Builder
 	b.WriteString(i.boot())
-	files := []string{kvmDevice, qemu}
-	for _, p := range microVMPrograms {
-		files = append(files, filepath.Join(i.binDir, p))
-	}
-	for _, f := range guestFiles {
-		files = append(files, filepath.Join(layout.Guest(i.binDir), f))
-	}
-	for _, file := range files {
+	programs := inDir(i.binDir, slices.Clone(microVMPrograms)...)
+	for _, file := range slices.Concat([]string{kvmDevice, qemu}, programs, guestFiles(i.binDir)) {
 		info, err := os.Stat(file)
 		if err != nil {
 			fmt.Fprintf(&b, " %s:none", file)

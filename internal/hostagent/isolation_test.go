@@ -29,6 +29,8 @@ func (p *fakeProber) Probe(context.Context) (v1alpha1.Accelerator, string, error
 	return p.accelerator, p.reason, p.err
 }
 
+func (*fakeProber) Use(v1alpha1.Accelerator) {}
+
 // probeStage is a machine on which virtual machines could run, and its agent's view of it.
 type probeStage struct {
 	dirs   layout.Dirs
@@ -48,8 +50,8 @@ func newProbeStage(t *testing.T) *probeStage {
 	for _, p := range append([]string{"runsc", "containerd-shim-runsc-start", "containerd-shim-runsc-v1"}, microVMPrograms...) {
 		s.write(t, filepath.Join(s.binDir, p))
 	}
-	for _, f := range guestFiles {
-		s.write(t, filepath.Join(layout.Guest(s.binDir), f))
+	for _, f := range guestFiles(s.binDir) {
+		s.write(t, f)
 	}
 	t.Setenv("PATH", path)
 	return s
@@ -112,7 +114,7 @@ func TestProbe(t *testing.T) {
 			if err := os.RemoveAll(layout.Guest(s.binDir)); err != nil {
 				t.Fatal(err)
 			}
-		}, "gvisor", "", "vmlinux is missing in", 0},
+		}, "gvisor", "", "/vmlinux is missing: run make guest", 0},
 		"no runsc": {func(t *testing.T, s *probeStage) {
 			if err := os.Remove(filepath.Join(s.binDir, "runsc")); err != nil {
 				t.Fatal(err)
@@ -159,7 +161,7 @@ func TestProbeIsKept(t *testing.T) {
 	s.boot = "second"
 	asks("another boot", 1)
 	later := time.Now().Add(time.Hour)
-	if err := os.Chtimes(filepath.Join(layout.Guest(s.binDir), layout.GuestKernel), later, later); err != nil {
+	if err := os.Chtimes(guestFiles(s.binDir)[0], later, later); err != nil {
 		t.Fatal(err)
 	}
 	s.prober.err = errors.New("it does not boot")

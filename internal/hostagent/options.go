@@ -9,7 +9,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/layout"
+	"github.com/berth-run/berth/internal/microvm/vmm"
 )
 
 // Version of the agent, told in Host.status.
@@ -32,7 +34,9 @@ type Options struct {
 	// ServiceAPI is led to APIServer (both address:port) until a kube-proxy does.
 	ServiceAPI, APIServer string
 	// Pool is how many node processes wait ahead of need.
-	Pool       int
+	Pool int
+	// Driver makes what runs virtual machines by an accelerator, from completed options.
+	Driver     func(Options, v1alpha1.Accelerator) vmm.Driver
 	HealthPort int
 	Dirs       layout.Dirs
 }

@@ -44,10 +44,10 @@ type reconciler struct {
 	mtu       int
 	issuer    *issuer
 	processes *nodeProcesses
-	machines  *machines
 	journal   *journal
 	// isolations that this machine can run.
 	isolations *isolations
+	machines   *machines
 	wake       func(types.NamespacedName)
 
 	sweeping sync.Mutex

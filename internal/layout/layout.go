@@ -57,6 +57,9 @@ const (
 	// DefaultCluster is the local cluster's name (the --cluster of eksctl-like commands).
 	DefaultCluster = "berth"
 
+	// TemplateUser is the user and group id of the virtual machine monitors that make templates; those of pods' machines have ids above it.
+	TemplateUser = 0x6fffffff
+
 	// RuntimeHandlerGVisor and RuntimeHandlerMicroVM are the containerd runtime handlers of the isolations.
 	RuntimeHandlerGVisor  = "gvisor"
 	RuntimeHandlerMicroVM = "microvm"
@@ -133,14 +136,6 @@ func (d Dirs) AgentSocket() string { return filepath.Join(d.Run, "agent.sock") }
 // Node is a pod's kubelet root directory; NodeRun has its process id and configuration.
 func (d Dirs) Node(podUID string) string    { return filepath.Join(d.State, "nodes", podUID) }
 func (d Dirs) NodeRun(podUID string) string { return filepath.Join(d.Run, "nodes", podUID) }
-
-// Files of the guest, in Guest.
-const (
-	GuestKernel   = "vmlinux"
-	GuestInitrd   = "initrd"
-	GuestTools    = "tools.erofs"
-	GuestManifest = "manifest.json"
-)
 
 // Guest is where the files of the virtual machines' guest are, beside the programs.
 func Guest(binDir string) string { return filepath.Join(binDir, "guest") }

@@ -70,7 +70,7 @@ func TestNeedMicroVM(t *testing.T) {
 			t.Errorf("%s: %v", isolation, err)
 		}
 	}
-	if err := needMicroVM(v1alpha1.IsolationMicroVM, empty); err == nil || !strings.Contains(err.Error(), "--isolation microvm: ") || !strings.Contains(err.Error(), "containerd-shim-berth-v1 is missing in "+empty+": run make build") {
+	if err := needMicroVM(v1alpha1.IsolationMicroVM, empty); err == nil || !strings.Contains(err.Error(), "--isolation microvm: ") || !strings.Contains(err.Error(), empty+"/containerd-shim-berth-v1 is missing: run make build") {
 		t.Errorf("got %v", err)
 	}
 }

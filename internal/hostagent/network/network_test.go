@@ -106,7 +106,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-func namespace(t *testing.T) netns.NsHandle {
+func namespace(t testing.TB) netns.NsHandle {
 	t.Helper()
 	ns, err := netns.New()
 	if err != nil {
@@ -116,7 +116,7 @@ func namespace(t *testing.T) netns.NsHandle {
 	return ns
 }
 
-func enter(t *testing.T, ns netns.NsHandle) {
+func enter(t testing.TB, ns netns.NsHandle) {
 	t.Helper()
 	if err := netns.Set(ns); err != nil {
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func lend(t *testing.T, link string, podNS, hostNS netns.NsHandle) {
 	}
 }
 
-func listen(t *testing.T, address string) {
+func listen(t testing.TB, address string) {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
 	if err != nil {

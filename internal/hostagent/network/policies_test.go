@@ -29,7 +29,7 @@ import (
 
 // site is a host with pods, in network namespaces of their own: real links, rules and connections.
 type site struct {
-	*testing.T
+	testing.TB
 	host     *Host
 	hostNS   netns.NsHandle
 	pods     map[string]netns.NsHandle
@@ -40,10 +40,10 @@ type site struct {
 
 const apiServer = "10.90.255.1:6443"
 
-func newSite(t *testing.T, pods ...string) *site {
+func newSite(t testing.TB, pods ...string) *site {
 	t.Helper()
 	runtime.LockOSThread() // never unlocked: the thread is in another namespace and ends with the test
-	s := &site{T: t, pods: map[string]netns.NsHandle{}, addrs: map[string]string{}, table: policy.NewTable()}
+	s := &site{TB: t, pods: map[string]netns.NsHandle{}, addrs: map[string]string{}, table: policy.NewTable()}
 	for _, p := range pods {
 		s.pods[p] = namespace(t)
 	}
@@ -80,8 +80,8 @@ func (s *site) must(err error) {
 func (s *site) at(pod string, f func()) {
 	s.Helper()
 	if pod != "" {
-		enter(s.T, s.pods[pod])
-		defer enter(s.T, s.hostNS)
+		enter(s.TB, s.pods[pod])
+		defer enter(s.TB, s.hostNS)
 	}
 	f()
 }

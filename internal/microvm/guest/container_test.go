@@ -124,22 +124,3 @@ func (m *vm) sh(id, script string, lun int) string {
 	}
 	return strings.TrimSpace(out)
 }
-
-func TestConfiguredMachine(t *testing.T) {
-	m := pod(t)
-	image := m.busybox()
-	if got := m.sh("a", "echo hello; exit 0", image); got != "hello" {
-		t.Errorf("output %q", got)
-	}
-	link := m.sh("b", "ip addr show eth0; ip route; cat /proc/sys/net/ipv4/ip_unprivileged_port_start", image)
-	for _, want := range []string{"mtu 1450", "10.1.2.3/32", "default via 169.254.1.1 dev eth0", "\n0"} {
-		if !strings.Contains(link, want) {
-			t.Errorf("network lacks %q:\n%s", want, link)
-		}
-	}
-	if got := m.sh("c", "date +%Y; free -m", image); !strings.HasPrefix(got, "20") {
-		t.Errorf("clock and memory: %s", got)
-	} else {
-		t.Log(got)
-	}
-}

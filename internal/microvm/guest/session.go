@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -32,8 +33,8 @@ func (a *Agent) serve(ctx context.Context, listener Listener) error {
 	return ctx.Err()
 }
 
-// converse reads lines until the host begins a session. A session that is lost for another reason than the end of the connection may be a new
-// host's Hello: then what follows is read as lines again.
+// converse reads lines until the host begins a session, and again after it: a host that comes back at once may do so unnoticed on the same
+// connection.
 func (a *Agent) converse(ctx context.Context, conn io.ReadWriteCloser) {
 	reader := bufio.NewReader(conn)
 	for {
@@ -51,10 +52,7 @@ func (a *Agent) converse(ctx context.Context, conn io.ReadWriteCloser) {
 			if _, err := io.WriteString(conn, guestapi.Hello); err != nil {
 				return
 			}
-			a.session(ctx, struct {
-				io.Reader
-				io.WriteCloser
-			}{reader, conn})
+			a.session(ctx, &sessionConn{Writer: conn, reader: reader})
 		}
 	}
 }
@@ -67,7 +65,7 @@ func (a *Agent) session(ctx context.Context, conn io.ReadWriteCloser) {
 	// A stream may stay half closed for as long as the other half lives.
 	config.StreamCloseTimeout = 0
 	config.LogOutput = io.Discard
-	session, err := yamux.Server(keepOpen{conn}, config)
+	session, err := yamux.Server(conn, config)
 	if err != nil {
 		slog.Error("cannot begin a session", "error", err)
 		return
@@ -89,10 +87,47 @@ func (a *Agent) session(ctx context.Context, conn io.ReadWriteCloser) {
 	streams.Wait()
 }
 
-// keepOpen leaves the connection open for what follows the session.
-type keepOpen struct{ io.ReadWriteCloser }
+// Of a yamux frame: the header, its first byte (the version), where the type and the length are, and the type that a body follows.
+const (
+	frameHeader  = 12
+	frameVersion = 0
+	frameType    = 1
+	frameLength  = 8
+	frameData    = 0
+)
 
-func (keepOpen) Close() error { return nil }
+// sessionConn is the part of a connection that is a session. It ends, besides with the connection, where a line begins in place of a frame: a new host's Hello.
+type sessionConn struct {
+	io.Writer
+	reader *bufio.Reader
+	left   int // of the frame
+}
+
+func (c *sessionConn) Read(p []byte) (int, error) {
+	if c.left == 0 {
+		first, err := c.reader.Peek(1)
+		if err != nil {
+			return 0, err
+		}
+		if first[0] != frameVersion {
+			return 0, io.EOF
+		}
+		header, err := c.reader.Peek(frameHeader)
+		if err != nil {
+			return 0, err
+		}
+		c.left = frameHeader
+		if header[frameType] == frameData {
+			c.left += int(binary.BigEndian.Uint32(header[frameLength:]))
+		}
+	}
+	n, err := c.reader.Read(p[:min(len(p), c.left)])
+	c.left -= n
+	return n, err
+}
+
+// Close leaves the connection open for what follows the session.
+func (c *sessionConn) Close() error { return nil }
 
 // bufferedConn reads first what was read along with the request.
 type bufferedConn struct {

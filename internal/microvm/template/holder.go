@@ -17,8 +17,12 @@ import (
 	"github.com/berth-run/berth/internal/microvm/vmm"
 )
 
-// maxAnswer bounds the manifest on the wire, in bytes.
-const maxAnswer = 64 << 10
+const (
+	// maxAnswer bounds the manifest on the wire, in bytes.
+	maxAnswer = 64 << 10
+	// filesHeld are memory, state and tools.
+	filesHeld = 3
+)
 
 // Holder keeps templates in memory for the whole host, and gives them to whoever connects to its socket: files are shared, not copied. One request
 // is a line of JSON, one answer another with the files beside it; then the connection ends.
@@ -112,7 +116,7 @@ func (h *Holder) serve(ctx context.Context, conn *net.UnixConn) error {
 		a.Error = err.Error()
 	} else {
 		a.Manifest = one.loaded.Manifest
-		rights = unix.UnixRights(int(one.loaded.RAM.Fd()), int(one.loaded.State.Fd()))
+		rights = unix.UnixRights(int(one.loaded.RAM.Fd()), int(one.loaded.State.Fd()), int(one.loaded.Tools.Fd()))
 	}
 	line, err := json.Marshal(a)
 	if err != nil {
@@ -207,18 +211,18 @@ func take(ctx context.Context, socket string, vcpus int) (*Loaded, error) {
 	if a.Error != "" {
 		return nil, errors.New(a.Error)
 	}
-	if len(files) != 2 {
+	if len(files) != filesHeld {
 		for _, f := range files {
 			f.Close()
 		}
-		return nil, fmt.Errorf("the host agent sent %d files, not 2", len(files))
+		return nil, fmt.Errorf("the host agent sent %d files, not %d", len(files), filesHeld)
 	}
-	return &Loaded{Manifest: a.Manifest, RAM: files[0], State: files[1]}, nil
+	return &Loaded{Manifest: a.Manifest, RAM: files[0], State: files[1], Tools: files[2]}, nil
 }
 
 // receive reads an answer and the files that come with its first bytes.
 func receive(conn *net.UnixConn) (a answer, files []*os.File, err error) {
-	buffer, control := make([]byte, maxAnswer), make([]byte, unix.CmsgSpace(2*4))
+	buffer, control := make([]byte, maxAnswer), make([]byte, unix.CmsgSpace(filesHeld*4))
 	n, controlled, _, _, err := conn.ReadMsgUnix(buffer, control)
 	if err != nil {
 		return a, nil, err

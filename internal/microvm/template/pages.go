@@ -101,8 +101,8 @@ func eachExtent(f *os.File, size int64, do func(start, end int64) error) error {
 	return nil
 }
 
-// memoryFile is an empty file in memory that can be sealed. Anybody who has it open may open it anew.
-func memoryFile(name string) (*os.File, error) {
+// MemoryFile is an empty file in memory that can be sealed. Anybody who has it open may open it anew.
+func MemoryFile(name string) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("make a file in memory for the template: %w", err)
@@ -126,7 +126,7 @@ func loadFile(path, name string, want File) (*os.File, error) {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	defer from.Close()
-	to, err := memoryFile(name)
+	to, err := MemoryFile(name)
 	if err != nil {
 		return nil, err
 	}

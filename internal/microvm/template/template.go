@@ -111,11 +111,13 @@ func readManifest(dir string) (Manifest, error) {
 	return m, nil
 }
 
-// Loaded is a template in memory. Its files are sealed: nobody can change them any more, whoever has them.
+// Loaded is a template in memory. RAM and State are sealed: nobody can change them any more, whoever has them.
 type Loaded struct {
 	Manifest Manifest
 	RAM      *os.File
 	State    *os.File
+	// Tools is the image of LUN 0 that the template's guest has mounted, also when another has taken its path.
+	Tools *os.File
 }
 
 // Template as the driver wants it. The files stay Loaded's.
@@ -124,4 +126,4 @@ func (l *Loaded) Template() vmm.Template {
 }
 
 // Close lets go of the memory; machines that were restored from it keep it.
-func (l *Loaded) Close() error { return errors.Join(l.RAM.Close(), l.State.Close()) }
+func (l *Loaded) Close() error { return errors.Join(l.RAM.Close(), l.State.Close(), l.Tools.Close()) }

@@ -26,10 +26,11 @@ type process struct {
 type processes struct{ pods, shared []process }
 
 // find lists the processes of the pods with these UIDs: each one's kubelet, whatever is in the pod's cgroup, and the shims
-// that name one of its containers. Every other process of a program in our directory is shared.
+// that name one of its containers or, as those of virtual machines do, started what is there. Every other process of a program in our
+// directory is shared.
 func find(uids []string, binDir string) (processes, error) {
 	var out processes
-	known := map[int]bool{}
+	known, parents := map[int]bool{}, map[int]bool{}
 	var containers []string
 	for _, uid := range uids {
 		pid, err := kubelet(uid)
@@ -47,6 +48,7 @@ func find(uids []string, binDir string) (processes, error) {
 			if !known[pid] {
 				known[pid] = true
 				out.pods = append(out.pods, process{pid, kind(pid)})
+				parents[parent(pid)] = true
 			}
 		}
 	}
@@ -65,7 +67,7 @@ func find(uids []string, binDir string) (processes, error) {
 		}
 		line := strings.Join(arguments(pid), " ")
 		switch {
-		case namesOne(line, containers):
+		case namesOne(line, containers), parents[pid] && strings.HasPrefix(filepath.Base(program), "containerd-shim-"):
 			out.pods = append(out.pods, process{pid, kind(pid)})
 		case pid != os.Getpid():
 			out.shared = append(out.shared, process{pid, filepath.Base(program)})
@@ -124,6 +126,21 @@ func podDirectory(uid string) string {
 		}
 	}
 	return filepath.Join("/sys/fs/cgroup", layout.PodCgroupPath(uid))
+}
+
+// parent is the process that started it; of one that has ended, none.
+func parent(pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "PPid:"); ok {
+			id, _ := strconv.Atoi(strings.TrimSpace(rest)) // a number
+			return id
+		}
+	}
+	return 0
 }
 
 func arguments(pid int) []string {
