@@ -47,7 +47,7 @@ func find(uids []string, binDir string) (processes, error) {
 		for _, pid := range members {
 			if !known[pid] {
 				known[pid] = true
-				out.pods = append(out.pods, process{pid, kind(arguments(pid))})
+				out.pods = append(out.pods, process{pid, kind(pid)})
 				parents[parent(pid)] = true
 			}
 		}
@@ -68,7 +68,7 @@ func find(uids []string, binDir string) (processes, error) {
 		line := strings.Join(arguments(pid), " ")
 		switch {
 		case namesOne(line, containers), parents[pid] && strings.HasPrefix(filepath.Base(program), "containerd-shim-"):
-			out.pods = append(out.pods, process{pid, kind(arguments(pid))})
+			out.pods = append(out.pods, process{pid, kind(pid)})
 		case pid != os.Getpid():
 			out.shared = append(out.shared, process{pid, filepath.Base(program)})
 		}
@@ -151,11 +151,16 @@ func arguments(pid int) []string {
 	return strings.Split(strings.TrimRight(string(data), "\x00"), "\x00")
 }
 
-func kind(arguments []string) string {
-	if len(arguments) == 0 {
+// kind is what a process calls itself, or the kernel it.
+func kind(pid int) string {
+	if arguments := arguments(pid); len(arguments) > 0 && arguments[0] != "" {
+		return filepath.Base(arguments[0])
+	}
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
 		return "ended"
 	}
-	return filepath.Base(arguments[0])
+	return strings.TrimSpace(string(name))
 }
 
 // private is how much memory a process has dirtied and shares with nobody, in bytes.
