@@ -176,7 +176,7 @@ func TestTopology(t *testing.T) {
 		}, "", &topology, "Fargate profile web cannot satisfy pod's topology spread constraints or pod affinity requirements (zone za, host h1: " + no},
 		"what is not forbidden is full": {func(in *Input) {
 			in.Topology, in.Subnets[2].FreeIPs = judged{why: map[Spot]string{{"za", "h1"}: no, {"zb", "h1"}: no}}, 0
-		}, "", &capacity, "subnet c has no free address; zone za, host h1: " + no},
+		}, "", &capacity, "subnet c has no free address (0 of 11); zone za, host h1: " + no},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
