@@ -225,9 +225,8 @@ func TestPatchWorksInItsWindow(t *testing.T) {
 		t.Errorf("status is %+v", p.Status)
 	}
 	s.clock = s.clock.Add(2 * time.Hour)
-	reconcileOnce(t, s.r, p)
-	if !s.leaving(t, first) {
-		t.Error("the window is open, and the pod is not evicted")
+	if wait := reconcileOnce(t, s.r, p).RequeueAfter; !s.leaving(t, first) || wait != time.Hour {
+		t.Errorf("the window is open, and the pod is not evicted, or it is not looked again when it closes, but after %s", wait)
 	}
 	s.ended(t, first)
 	reconcileOnce(t, s.r, p)

@@ -36,7 +36,7 @@ type stage struct {
 func newStage(t *testing.T, name, cidrA, cidrB string) *stage {
 	t.Helper()
 	c := admin(t)
-	s := &stage{c: c, events: record.NewFakeRecorder(20), clock: time.Now(), namespace: namespace(t, c)}
+	s := &stage{c: c, events: record.NewFakeRecorder(100), clock: time.Now(), namespace: namespace(t, c)}
 	newSubnet(t, c, name+"-a", cidrA, region+"a")
 	newSubnet(t, c, name+"-b", cidrB, region+"b")
 	newHost(t, c, name, region+"a", region+"b")

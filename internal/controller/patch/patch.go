@@ -33,6 +33,8 @@ const (
 	patience   = time.Minute
 	evictSoon  = 5 * time.Second
 	evictAgain = time.Minute
+	// atOnce is the shortest wait there is: 0 waits for an event.
+	atOnce = time.Millisecond
 	// defaultDelay is that of EKS's example: a termination three days after the failed eviction.
 	defaultDelay = 72 * time.Hour
 )
@@ -109,7 +111,7 @@ func (r *Reconciler) advance(ctx context.Context, p *v1alpha1.Patch) (time.Durat
 		return opening.Sub(now), nil
 	}
 	if p.Status.StartedAt == nil || p.Spec.Window != nil && p.Status.StartedAt.Time.Before(opening) {
-		p.Status.StartedAt = &metav1.Time{Time: now}
+		p.Status.StartedAt = &metav1.Time{Time: now.Truncate(time.Second)} // as the API server keeps it
 	}
 	subjects, err := r.subjects(ctx, p)
 	if err != nil {
@@ -118,10 +120,7 @@ func (r *Reconciler) advance(ctx context.Context, p *v1alpha1.Patch) (time.Durat
 	if len(subjects) == 0 {
 		p.Status.Zone, p.Status.Remaining, p.Status.Blocked = "", 0, 0
 		state(p, v1alpha1.PatchComplete, true, "Recycled", "no pod is left that this patch is for")
-		if p.Spec.Window == nil {
-			return 0, nil
-		}
-		return opening.Add(p.Spec.Window.Duration.Duration).Sub(now), nil
+		return untilClosed(p.Spec.Window, opening, now, 0), nil
 	}
 	zone := patching.Zone(subjects)
 	wait := time.Duration(0)
@@ -137,9 +136,21 @@ func (r *Reconciler) advance(ctx context.Context, p *v1alpha1.Patch) (time.Durat
 	p.Status.Zone, p.Status.Remaining, p.Status.Blocked = patching.Zone(subjects), int32(len(subjects)), int32(patching.Blocked(subjects))
 	state(p, v1alpha1.PatchPatching, false, "PodsRemain", fmt.Sprintf("%d pods remain, %d of them wait for their scheduled termination", p.Status.Remaining, p.Status.Blocked))
 	if p.Status.Zone != zone { // the zone's pods could not be moved: on to the next
-		return time.Millisecond, nil
+		return atOnce, nil
 	}
-	return wait, nil
+	return untilClosed(p.Spec.Window, opening, now, wait), nil
+}
+
+// untilClosed is the wait, but no longer than the window is open: what happens then is not an event.
+func untilClosed(w *v1alpha1.MaintenanceWindow, opening, now time.Time, wait time.Duration) time.Duration {
+	if w == nil {
+		return wait
+	}
+	closes := opening.Add(w.Duration.Duration).Sub(now)
+	if wait == 0 {
+		return closes
+	}
+	return min(wait, closes)
 }
 
 func state(p *v1alpha1.Patch, phase v1alpha1.PatchPhase, ready bool, reason, message string) {

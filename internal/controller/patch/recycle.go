@@ -66,7 +66,7 @@ func (r *Reconciler) recycle(ctx context.Context, p *v1alpha1.Patch, s patching.
 // soonest of the next try and the scheduled termination.
 func soonest(wait time.Duration, at, now time.Time) time.Duration {
 	if until := at.Sub(now); !at.IsZero() && until < wait {
-		return max(until, time.Millisecond)
+		return max(until, atOnce)
 	}
 	return wait
 }
