@@ -87,7 +87,7 @@ test-cycles: deps build images ## Make and delete 500 pods and look for what the
 	BERTH_CYCLES=500 go test -count=1 -timeout 90m -run TestCycles ./test/e2e
 
 .PHONY: bench-start
-bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, beside a plain kubelet (needs make up).
+bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, in each isolation, beside a plain kubelet (needs make up).
 	@go run ./test/bench/start
 
 .PHONY: bench-restore
@@ -95,7 +95,7 @@ bench-restore: build ## A microVM's cold boot beside its restore from a template
 	@go run ./test/bench/restore
 
 .PHONY: bench-memory
-bench-memory: ## Private memory of each process that an idle pod costs (needs make up).
+bench-memory: ## Private memory of each process that an idle pod costs, in each isolation (needs make up).
 	@hack/bench-memory.sh
 
 .PHONY: bench-density bench-idle bench-delete
@@ -114,6 +114,10 @@ bench-place: bin/etcd bin/kube-apiserver ## Time to place one pod among 0, 1,000
 .PHONY: bench-policy
 bench-policy: ## Time until a change is in the kernel, at 1,000 pods and 100 network policies (root; no cluster needed).
 	go test ./internal/hostagent/network -run '^$$' -bench Policies -benchtime 20x
+
+.PHONY: bench-guest
+bench-guest: bin/guest/manifest.json ## Time of each step from a restored microVM to its first containers, and its private memory (root; no cluster needed).
+	go test ./internal/microvm/guest -run '^$$' -bench Start -benchtime 10x
 
 .PHONY: bench-net
 bench-net: deps ## Measure the network beside plain runc containers, and what 1,000 pods' rules cost (root; needs make up and runc).

@@ -51,6 +51,9 @@ func Run(ctx context.Context, o Options) error {
 	if err := o.Complete(); err != nil {
 		return err
 	}
+	if err := raiseLimits(o.Dirs, limits); err != nil {
+		return err
+	}
 	config, err := clientcmd.BuildConfigFromFlags("", o.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("read kubeconfig %s: %w", o.Kubeconfig, err)

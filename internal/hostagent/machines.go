@@ -16,9 +16,7 @@ import (
 const (
 	// kvmLimit is how long a guest may take to boot under KVM; where KVM works it takes a fraction of a second.
 	kvmLimit = 10 * time.Second
-	// templateUID is the user and group of machines that are tried or made into templates. Those of pods have others (package shim).
-	templateUID = 0x6fffffff
-	// briefLength is how much of an error people read in every Berth, in bytes; the agent's log has all of it.
+	// briefLength is how much of an error people read in the Host and in events, in bytes; the agent's log has all of it.
 	briefLength = 200
 )
 
@@ -43,7 +41,9 @@ func (m *machines) store(a v1alpha1.Accelerator) *template.Store {
 		Report: func(what string) { slog.Info(what, "accelerator", a) }})
 }
 
-func confinement() vmm.Confinement { return vmm.Confinement{UID: templateUID, GID: templateUID} }
+func confinement() vmm.Confinement {
+	return vmm.Confinement{UID: layout.TemplateUser, GID: layout.TemplateUser}
+}
 
 // Probe implements prober. What proves emulation is the template that pods will start from, which stays.
 func (m *machines) Probe(ctx context.Context) (v1alpha1.Accelerator, string, error) {

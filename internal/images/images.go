@@ -111,7 +111,7 @@ func loadName(ctx context.Context, dirs berthlayout.Dirs, source string) ([]stri
 	}
 	image, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain))
 	if err != nil {
-		return nil, fmt.Errorf("pull %s: %w", ref.Name(), err)
+		return nil, fmt.Errorf("pull %s (without a way to its registry, load a file made by docker save): %w", ref.Name(), err)
 	}
 	if err := push(ctx, ref, image); err != nil {
 		return nil, err
@@ -206,7 +206,8 @@ func pushOCI(ctx context.Context, path string, why error) ([]string, error) {
 	}
 	defer os.RemoveAll(dir)
 	if out, err := exec.CommandContext(ctx, "tar", "-xf", path, "-C", dir).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%s is not an image archive (neither docker nor OCI): %w; tar says: %s", path, why, strings.TrimSpace(string(out)))
+		said, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		return nil, fmt.Errorf("%s is not an image archive; make one by docker save, or an OCI archive: %w; %s", path, why, said)
 	}
 	index, err := layout.ImageIndexFromPath(dir)
 	if err != nil {

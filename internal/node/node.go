@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -34,8 +35,13 @@ import (
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
-// settleTime is how long after its start a node process gives the memory that starting took back to the machine.
-const settleTime = 15 * time.Second
+const (
+	// settleTime is how long after its start a node process gives the memory that starting took back to the machine.
+	settleTime = 15 * time.Second
+	// settledThreads run Go code from then on. The volume manager wakes up twenty times a second, and most of what that
+	// costs is waking other threads.
+	settledThreads = 1
+)
 
 // machineSysctls are those that a kubelet knows to be a pod's own; what else the kernel of a pod's virtual machine has, a
 // privileged container sets by itself.
@@ -56,6 +62,7 @@ func Run(cfg nodeconfig.Config) error {
 	select {
 	case <-time.After(settleTime):
 		debug.FreeOSMemory()
+		runtime.GOMAXPROCS(settledThreads)
 		<-ctx.Done()
 	case <-ctx.Done():
 	}

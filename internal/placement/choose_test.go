@@ -177,6 +177,11 @@ func TestTopology(t *testing.T) {
 		"what is not forbidden is full": {func(in *Input) {
 			in.Topology, in.Subnets[2].FreeIPs = judged{why: map[Spot]string{{"za", "h1"}: no, {"zb", "h1"}: no}}, 0
 		}, "", &capacity, "subnet c has no free address (0 of 11); zone za, host h1: " + no},
+		"all that can run the isolation are forbidden": {func(in *Input) {
+			in.Topology, in.Isolation = judged{why: map[Spot]string{{"za", "h2"}: no}}, v1alpha1.IsolationMicroVM
+			in.Hosts = append(in.Hosts, proving(in.Hosts[0], v1alpha1.AcceleratorKVM, ""))
+			in.Hosts[1].Name, in.Hosts[1].Zones = "h2", []string{"za"}
+		}, "", &topology, "requirements (zone za, host h2: " + no},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -105,10 +105,10 @@ type candidate struct {
 
 func (c candidate) spot() Spot { return Spot{c.subnet.Zone, c.host.Name} }
 
-// Choose picks, of the subnets and hosts that have room and that the pod's node selector, node affinity, topology spread
-// constraints and pod affinity allow, those that its preferences score best; then the subnet with the fewest pods of the
-// profile, then the most free addresses, then the least loaded host. Errors: *NodeSelectorError, *IsolationError,
-// *TopologyError, *NoCapacityError, or what Input.Topology fails with.
+// Choose picks, of the subnets and hosts that have room, that can run the isolation and that the pod's node selector, node
+// affinity, topology spread constraints and pod affinity allow, those that its preferences score best; then the subnet with
+// the fewest pods of the profile, then the most free addresses, then the least loaded host. Errors: *NodeSelectorError,
+// *IsolationError, *TopologyError, *NoCapacityError, or what Input.Topology fails with.
 func Choose(in Input, region string) (Choice, error) {
 	if len(in.Subnets) == 0 {
 		return Choice{}, &NoCapacityError{[]string{"profile " + in.ProfileName + " has no subnet"}}
@@ -117,7 +117,8 @@ func Choose(in Input, region string) (Choice, error) {
 	if err != nil {
 		return Choice{}, err
 	}
-	if err := noIsolation(in, subnetsOf(candidates)); err != nil {
+	candidates, cannot, err := isolated(in, candidates)
+	if err != nil {
 		return Choice{}, err
 	}
 	candidates, banned, err := allowed(in, candidates)
@@ -129,21 +130,13 @@ func Choose(in Input, region string) (Choice, error) {
 		if len(candidates) == 0 && len(banned) > 0 {
 			return Choice{}, &TopologyError{in.ProfileName, sorted(banned)}
 		}
-		return Choice{}, &NoCapacityError{sorted(slices.Concat(short, lacking, banned))}
+		return Choice{}, &NoCapacityError{sorted(slices.Concat(short, cannot, lacking, banned))}
 	}
 	if err := score(in, roomy); err != nil {
 		return Choice{}, err
 	}
 	best := slices.MinFunc(roomy, compare)
 	return Choice{best.subnet.Name, best.subnet.Zone, best.host.Name, best.isolation}, nil
-}
-
-func subnetsOf(candidates []candidate) []SubnetState {
-	var out []SubnetState
-	for _, c := range candidates {
-		out = append(out, c.subnet)
-	}
-	return out
 }
 
 // suitable pairs each subnet with the hosts of its zone, where the pod's node selector and affinity suit; short says what
@@ -228,12 +221,10 @@ func withRoom(in Input, candidates []candidate) (out []candidate, short []string
 			short = append(short, fmt.Sprintf("subnet %s has no free address (0 of %d)", c.subnet.Name, c.subnet.Size))
 			continue
 		}
-		isolation, why := fits(in, c.host)
-		if why != "" {
+		if why := lacks(in.Size, c.host); why != "" {
 			short = append(short, why)
 			continue
 		}
-		c.isolation = isolation
 		out = append(out, c)
 	}
 	return out, short
@@ -285,19 +276,16 @@ func message(text string, details []string) string {
 	return text + " (" + strings.Join(details, "; ") + ")"
 }
 
-func fits(in Input, h HostState) (v1alpha1.Isolation, string) {
+// lacks is what the host has too little of for the size; empty: nothing.
+func lacks(size v1alpha1.Size, h HostState) string {
 	if !h.Ready {
-		return "", fmt.Sprintf("host %s is not ready", h.Name)
-	}
-	iso, short := isolationOn(in.Isolation, h)
-	if iso == "" {
-		return "", short
+		return fmt.Sprintf("host %s is not ready", h.Name)
 	}
 	// In a fixed order: the same input must give the same text, or a waiting pod's event is said anew at every retry.
 	for _, n := range []struct {
 		name corev1.ResourceName
 		need resource.Quantity
-	}{{corev1.ResourceCPU, in.Size.CPU}, {corev1.ResourceMemory, in.Size.Memory}, {corev1.ResourceEphemeralStorage, in.Size.EphemeralStorage}} {
+	}{{corev1.ResourceCPU, size.CPU}, {corev1.ResourceMemory, size.Memory}, {corev1.ResourceEphemeralStorage, size.EphemeralStorage}} {
 		name, need := n.name, n.need
 		capacity, limited := h.Capacity[name]
 		if !limited {
@@ -306,10 +294,10 @@ func fits(in Input, h HostState) (v1alpha1.Isolation, string) {
 		free := capacity.DeepCopy()
 		free.Sub(h.Used[name])
 		if free.Cmp(need) < 0 {
-			return "", fmt.Sprintf("host %s has %s %s free, the pod needs %s", h.Name, free.String(), name, need.String())
+			return fmt.Sprintf("host %s has %s %s free, the pod needs %s", h.Name, free.String(), name, need.String())
 		}
 	}
-	return iso, ""
+	return ""
 }
 
 func ratio(used, capacity resource.Quantity) float64 {

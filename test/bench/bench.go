@@ -5,6 +5,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,9 +39,10 @@ func Connect() (*Cluster, error) {
 	return &Cluster{c, kube}, nil
 }
 
-// Profile makes an ACTIVE profile of the name that takes the pods of namespace default with label bench=NAME.
-func (c *Cluster) Profile(ctx context.Context, name string, sizing v1alpha1.Sizing) (*v1alpha1.FargateProfile, error) {
-	p := &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.FargateProfileSpec{Sizing: sizing,
+// Profile makes an ACTIVE profile of the name that takes the pods of namespace default with label bench=NAME. An empty isolation is
+// the cluster's default.
+func (c *Cluster) Profile(ctx context.Context, name string, sizing v1alpha1.Sizing, isolation v1alpha1.Isolation) (*v1alpha1.FargateProfile, error) {
+	p := &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.FargateProfileSpec{Sizing: sizing, Isolation: isolation,
 		Selectors: []v1alpha1.Selector{{Namespace: metav1.NamespaceDefault, Labels: map[string]string{"bench": name}}}}}
 	if err := c.Create(ctx, p); err != nil {
 		return nil, fmt.Errorf("create profile %s (is another bench running? berth delete fargateprofile --name %s): %w", name, name, err)
@@ -49,6 +51,23 @@ func (c *Cluster) Profile(ctx context.Context, name string, sizing v1alpha1.Sizi
 		err := c.Get(ctx, client.ObjectKeyFromObject(p), p)
 		return p.Status.Status == v1alpha1.ProfileActive, err
 	})
+}
+
+// Isolations are those that the cluster's hosts can run.
+func (c *Cluster) Isolations(ctx context.Context) ([]v1alpha1.Isolation, error) {
+	var hosts v1alpha1.HostList
+	if err := c.List(ctx, &hosts); err != nil {
+		return nil, fmt.Errorf("list hosts: %w", err)
+	}
+	var out []v1alpha1.Isolation
+	for _, h := range hosts.Items {
+		for _, i := range h.Status.Isolations {
+			if !slices.Contains(out, i) {
+				out = append(out, i)
+			}
+		}
+	}
+	return out, nil
 }
 
 // Until asks again and again until the answer is yes, an error, or ctx ends.

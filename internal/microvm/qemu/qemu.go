@@ -158,6 +158,9 @@ func (d *Driver) tree(f vmm.Fingerprint) string {
 	return filepath.Join(d.options.Dir, fmt.Sprintf("qemu-%s-%.16s", f.Acceleration, f.Digest))
 }
 
+// treePattern matches the trees of a fingerprint and of those before it.
+func treePattern(f vmm.Fingerprint) string { return fmt.Sprintf("qemu-%s-*", f.Acceleration) }
+
 // Blocks implements vmm.Driver.
 func (d *Driver) Blocks(shape vmm.Shape, memory int64) ([]guestapi.Range, error) {
 	return blocks(shape, memory)
@@ -181,7 +184,7 @@ func (d *Driver) boot(ctx context.Context, config vmm.Boot) (*machine, error) {
 		return nil, err
 	}
 	root := d.tree(f)
-	if err := makeTree(root, "qemu-"+f.Acceleration+"-*", files); err != nil {
+	if err := makeTree(root, treePattern(f), files); err != nil {
 		return nil, fmt.Errorf("make QEMU's file system %s: %w", root, err)
 	}
 	rate, err := tscKHz(ctx)
@@ -230,8 +233,8 @@ func (d *Driver) restore(ctx context.Context, config vmm.Restore) (*machine, err
 		return nil, fmt.Errorf("%w: it was made with %s, this is %s", vmm.ErrTemplate, t.Monitor.Acceleration, d.options.Acceleration)
 	}
 	root := d.tree(t.Monitor)
-	if _, err := os.Stat(root); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: the QEMU that made it is gone (%s); build it anew with berth template build", vmm.ErrTemplate, root)
+	if err := d.recoverTree(ctx, root, t.Monitor); err != nil {
+		return nil, err
 	}
 	// Opened anew, so that each machine reads from the beginning.
 	state, err := forReading(t.State)
@@ -248,6 +251,18 @@ func (d *Driver) restore(ctx context.Context, config vmm.Restore) (*machine, err
 		return nil, m.abandon(err)
 	}
 	return m, nil
+}
+
+// recoverTree makes a tree anew that somebody has removed, if the QEMU that made the template is still installed.
+func (d *Driver) recoverTree(ctx context.Context, root string, monitor vmm.Fingerprint) error {
+	if _, err := os.Stat(root); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, files, err := d.identify(ctx)
+	if err == nil && f == monitor {
+		return makeTree(root, treePattern(f), files)
+	}
+	return errors.Join(fmt.Errorf("%w: the QEMU that made it is gone (%s); build it anew with berth template build", vmm.ErrTemplate, root), err)
 }
 
 // readable is a copy of a file in memory that QEMU may open, whoever owns the file.

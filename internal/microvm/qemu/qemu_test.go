@@ -128,3 +128,22 @@ func TestTemplateOfAnotherQEMU(t *testing.T) {
 		t.Errorf("restore fails with %v", err)
 	}
 }
+
+// TestTreeComesBack: whoever tidies up must not make a template useless.
+func TestTreeComesBack(t *testing.T) {
+	suite := realSuite(t)
+	dir := t.TempDir()
+	suite.Driver = qemu.New(qemu.Options{Acceleration: qemu.TCG, Dir: dir, Jail: jailProgram})
+	made := suite.Template(t)
+	trees, err := filepath.Glob(filepath.Join(dir, "qemu-*"))
+	if err != nil || len(trees) != 1 {
+		t.Fatalf("trees %v (%v)", trees, err)
+	}
+	if err := os.RemoveAll(trees[0]); err != nil {
+		t.Fatal(err)
+	}
+	_, host := suite.Restore(t, made)
+	if got, err := vmmtest.Ask(t.Context(), host.AgentSocket, "PING"); err != nil || got != "PONG" {
+		t.Errorf("the guest answers %q (%v)", got, err)
+	}
+}

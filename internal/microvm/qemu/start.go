@@ -21,6 +21,9 @@ import (
 // environment keeps QEMU's own memory small: one heap for all threads, given back early.
 var environment = []string{"MALLOC_ARENA_MAX=1", "MALLOC_TRIM_THRESHOLD_=65536", "MALLOC_MMAP_THRESHOLD_=65536"}
 
+// longestSocket is the kernel's limit to the path of a unix socket.
+const longestSocket = 107
+
 // start starts a QEMU with the files that firstDescriptors name; last are those from ram on. tap may be nil.
 func (d *Driver) start(h vmm.Host, root string, tap *os.File, last []*os.File, args []string) (_ *machine, err error) {
 	var mine []*os.File // to be closed here
@@ -141,6 +144,9 @@ func socketPair() (near *net.UnixConn, far *os.File, err error) {
 
 // listen makes the agent's socket, which only root may connect to. What another machine left at the path is replaced.
 func listen(path string) (*os.File, error) {
+	if len(path) > longestSocket {
+		return nil, fmt.Errorf("make the agent's socket: the path %s is longer than %d bytes", path, longestSocket)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("make the agent's socket: %w", err)
 	}

@@ -37,6 +37,8 @@ var (
 const (
 	emulationModule = "accel-tcg-x86_64.so"
 	loaderCache     = "/etc/ld.so.cache"
+	treeLock        = ".tree.lock"
+	treeBeingMade   = ".tree"
 )
 
 // findFiles lists what belongs into a tree, by absolute path.
@@ -134,39 +136,60 @@ func digestFiles(files []string) (string, error) {
 // makeTree copies the files to a directory, unless it is there, and removes older trees beside it (pattern). Machines that run in one of those
 // do not mind.
 func makeTree(dir, pattern string, files []string) error {
-	if _, err := os.Stat(dir); err == nil {
-		return nil
-	}
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return err
+		return explainSpace(err)
 	}
-	temporary, err := os.MkdirTemp(parent, ".tree-*")
+	unlock, err := lock(filepath.Join(parent, treeLock))
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temporary)
-	if err := fillTree(temporary, files); err != nil {
-		return err
+	defer unlock()
+	if _, err := os.Stat(dir); err == nil {
+		return nil
 	}
 	old, err := filepath.Glob(filepath.Join(parent, pattern))
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(temporary, dir); err != nil && !errors.Is(err, fs.ErrExist) { // another process was as fast
+	temporary := filepath.Join(parent, treeBeingMade)
+	if err := os.RemoveAll(temporary); err != nil { // of a process that was killed
+		return err
+	}
+	if err := fillTree(temporary, files); err != nil {
+		return errors.Join(err, os.RemoveAll(temporary))
+	}
+	if err := os.Rename(temporary, dir); err != nil {
 		return err
 	}
 	for _, path := range old {
-		if path != dir {
-			os.RemoveAll(path)
+		if err := os.RemoveAll(path); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// lock waits for whoever else makes a tree, which takes a second.
+func lock(path string) (unlock func(), err error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, explainSpace(err)
+	}
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return func() { file.Close() }, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, errors.Join(err, file.Close())
+		}
+	}
+}
+
 func fillTree(dir string, files []string) error {
 	for _, sub := range []string{"proc", "dev"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return err
 		}
 	}

@@ -16,23 +16,27 @@ import (
 )
 
 const (
+	beingBuilt  = ".new"
 	agentSocket = "agent"
 	consoleFile = "console"
 	// consoleTail is how much of what the guest printed an error quotes, in bytes.
 	consoleTail = 400
+	// endLimit is how long a machine whose connections have ended may take to end.
+	endLimit = 5 * time.Second
 )
 
 // build makes a template beside the old one and then replaces that. Nobody sees half a template; whoever has the old one loaded keeps it.
 func (s *Store) build(ctx context.Context, m Manifest) error {
-	temporary, err := os.MkdirTemp(s.Dir, ".build-*")
-	if err != nil {
+	temporary := s.dir(m) + beingBuilt
+	// It may be there, of a process that was killed.
+	if err := errors.Join(os.RemoveAll(temporary), os.Mkdir(temporary, 0o755)); err != nil {
 		return fmt.Errorf("build the template: %w", explainSpace(err))
 	}
 	defer os.RemoveAll(temporary)
 	if err := s.fill(ctx, temporary, &m); err != nil {
 		return fmt.Errorf("build the template for %d vCPUs: %w", m.Shape.VCPUs, err)
 	}
-	if err := errors.Join(os.Chmod(temporary, 0o755), os.RemoveAll(s.dir(m))); err != nil {
+	if err := os.RemoveAll(s.dir(m)); err != nil {
 		return err
 	}
 	return os.Rename(temporary, s.dir(m))
@@ -148,29 +152,25 @@ func withGuest(ctx context.Context, driver vmm.Driver, guest Guest, confinement 
 
 // awaitGuest waits for the agent's answer, the machine's end or the limit.
 func awaitGuest(ctx context.Context, m vmm.Machine, host vmm.Host, limit time.Duration) error {
-	waiting, cancel := context.WithTimeout(ctx, limit)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	ended := make(chan vmm.Exit, 1)
-	go func() {
-		if exit, err := m.Wait(waiting); err == nil {
-			ended <- exit
-			cancel()
-		}
-	}()
-	err := ping(waiting, host.AgentSocket)
+	err := ping(limited, host.AgentSocket)
 	if err == nil {
 		return nil
-	}
-	cancel()
-	select {
-	case exit := <-ended:
-		return fmt.Errorf("the guest's kernel does not boot: the machine ended (%s): %s", exit.Reason, exit.Detail)
-	default:
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return fmt.Errorf("the guest does not boot within %v: %w; the last that its kernel printed: %q", limit, err, lastPrinted(host.Console))
+	if limited.Err() != nil {
+		return fmt.Errorf("the guest does not boot within %v: %w; the last that its kernel printed: %q", limit, err, lastPrinted(host.Console))
+	}
+	// The connection ends a little before the machine does.
+	ending, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
+	if exit, alive := m.Wait(ending); alive == nil {
+		return fmt.Errorf("the guest does not boot, the machine ended (%s): %s", exit.Reason, exit.Detail)
+	}
+	return fmt.Errorf("the guest does not boot: %w; the last that its kernel printed: %q", err, lastPrinted(host.Console))
 }
 
 func lastPrinted(path string) string {

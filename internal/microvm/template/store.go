@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// bootLimit is how long a guest may take to boot: emulated ones take seconds, on a busy machine many.
-	bootLimit = 2 * time.Minute
+	// bootLimit is how long a guest may take to boot: emulated ones take seconds, on an overloaded machine minutes.
+	bootLimit = 5 * time.Minute
 	lockPause = 50 * time.Millisecond
 )
 
@@ -28,7 +28,7 @@ type Options struct {
 	Guest  Guest
 	// Confinement of the machines that templates are made of.
 	Confinement vmm.Confinement
-	// BootLimit is two minutes by default.
+	// BootLimit is five minutes by default.
 	BootLimit time.Duration
 	// Report tells people what a call that takes seconds is doing; nil: nobody.
 	Report func(what string)

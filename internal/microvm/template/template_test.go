@@ -1,6 +1,7 @@
 package template_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -85,7 +86,7 @@ func TestTemplateIsBuiltOnce(t *testing.T) {
 	if got := driver.boots.Load(); got != 1 {
 		t.Errorf("8 callers booted %d machines", got)
 	}
-	if left, err := filepath.Glob(filepath.Join(s.Dir, ".build-*")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(s.Dir, "*.new")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v (%v)", left, err)
 	}
 }
@@ -191,7 +192,10 @@ func TestBuildFailures(t *testing.T) {
 			d.Agent = func(c net.Conn, m *vmmtest.FakeMachine) { m.End(vmm.ReasonReset); _, _ = io.Copy(io.Discard, c) }
 		}, "the machine ended (Reset)"},
 		"guest talks nonsense": {func(_ *testing.T, _ *template.Store, d *counting) {
-			d.Agent = func(c net.Conn, _ *vmmtest.FakeMachine) { _, _ = io.WriteString(c, "HTTP/1.1 400\n") }
+			d.Agent = func(c net.Conn, _ *vmmtest.FakeMachine) {
+				_, _ = bufio.NewReader(c).ReadString('\n')
+				_, _ = io.WriteString(c, "HTTP/1.1 400\n")
+			}
 		}, "answers"},
 	}
 	for name, tt := range tests {

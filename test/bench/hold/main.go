@@ -39,6 +39,7 @@ func main() {
 	flag.IntVar(&o.count, "n", 50, "pods")
 	flag.StringVar(&o.image, "image", "busybox", "image of the pods")
 	flag.StringVar(&o.requestCPU, "cpu", "50m", "what each pod requests")
+	flag.StringVar(&o.isolation, "isolation", "", "what the pods run in: auto, microvm or gvisor (default: the cluster's)")
 	flag.StringVar(&o.requestMemory, "memory", "64Mi", "what each pod requests")
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long the CPU of idle pods is measured; 0: neither that nor memory")
 	flag.StringVar(&o.binDir, "bin", "bin", "directory of the cluster's programs")
@@ -55,6 +56,7 @@ type options struct {
 	count                     int
 	image, binDir             string
 	requestCPU, requestMemory string
+	isolation                 string
 	idle                      time.Duration
 }
 
@@ -79,7 +81,7 @@ func run(ctx context.Context, o options) (err error) {
 		return fmt.Errorf("find the cluster's programs (-bin): %w", err)
 	}
 	h := &holder{Cluster: cluster, options: o, nodes: map[string]string{}}
-	profile, err := h.Profile(ctx, name, v1alpha1.SizingExact)
+	profile, err := h.Profile(ctx, name, v1alpha1.SizingExact, v1alpha1.Isolation(h.isolation))
 	if err != nil {
 		return err
 	}

@@ -26,10 +26,11 @@ type process struct {
 type processes struct{ pods, shared []process }
 
 // find lists the processes of the pods with these UIDs: each one's kubelet, whatever is in the pod's cgroup, and the shims
-// that name one of its containers. Every other process of a program in our directory is shared.
+// that name one of its containers or, as those of virtual machines do, started what is there. Every other process of a program in our
+// directory is shared.
 func find(uids []string, binDir string) (processes, error) {
 	var out processes
-	known := map[int]bool{}
+	known, parents := map[int]bool{}, map[int]bool{}
 	var containers []string
 	for _, uid := range uids {
 		pid, err := kubelet(uid)
@@ -46,7 +47,8 @@ func find(uids []string, binDir string) (processes, error) {
 		for _, pid := range members {
 			if !known[pid] {
 				known[pid] = true
-				out.pods = append(out.pods, process{pid, kind(arguments(pid))})
+				out.pods = append(out.pods, process{pid, kind(pid)})
+				parents[parent(pid)] = true
 			}
 		}
 	}
@@ -65,8 +67,8 @@ func find(uids []string, binDir string) (processes, error) {
 		}
 		line := strings.Join(arguments(pid), " ")
 		switch {
-		case namesOne(line, containers):
-			out.pods = append(out.pods, process{pid, kind(arguments(pid))})
+		case namesOne(line, containers), parents[pid] && strings.HasPrefix(filepath.Base(program), "containerd-shim-"):
+			out.pods = append(out.pods, process{pid, kind(pid)})
 		case pid != os.Getpid():
 			out.shared = append(out.shared, process{pid, filepath.Base(program)})
 		}
@@ -126,6 +128,21 @@ func podDirectory(uid string) string {
 	return filepath.Join("/sys/fs/cgroup", layout.PodCgroupPath(uid))
 }
 
+// parent is the process that started it; of one that has ended, none.
+func parent(pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "PPid:"); ok {
+			id, _ := strconv.Atoi(strings.TrimSpace(rest)) // a number
+			return id
+		}
+	}
+	return 0
+}
+
 func arguments(pid int) []string {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
@@ -134,11 +151,16 @@ func arguments(pid int) []string {
 	return strings.Split(strings.TrimRight(string(data), "\x00"), "\x00")
 }
 
-func kind(arguments []string) string {
-	if len(arguments) == 0 {
+// kind is what a process calls itself, or the kernel it.
+func kind(pid int) string {
+	if arguments := arguments(pid); len(arguments) > 0 && arguments[0] != "" {
+		return filepath.Base(arguments[0])
+	}
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
 		return "ended"
 	}
-	return filepath.Base(arguments[0])
+	return strings.TrimSpace(string(name))
 }
 
 // private is how much memory a process has dirtied and shares with nobody, in bytes.

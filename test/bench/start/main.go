@@ -1,6 +1,6 @@
 // Command start measures how long pods take from their creation to a running container, node included, by stage: some one
-// after another, then some at once, beside the same pods under a plain upstream kubelet. It needs a running cluster (make
-// up) without pods; the image is there after the first pod.
+// after another, then some at once, in each isolation that the host can run, beside the same pods under a plain upstream kubelet in
+// gVisor. It needs a running cluster (make up) without pods; the image is there after the first pod.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -45,9 +46,10 @@ func main() {
 	burst := flag.Int("burst", 5, "pods at once")
 	rounds := flag.Int("rounds", 2, "times that Berth and the plain kubelet take turns, so that a noisy moment does not hit one alone")
 	image := flag.String("image", "busybox", "image of the pods")
+	only := flag.String("isolations", "", "isolations to measure, separated by commas (default: all that the host can run)")
 	kubelet := flag.String("kubelet", "bin/kubelet", "upstream's kubelet program; empty: Berth alone")
 	flag.Parse()
-	if err := run(*count, *burst, *rounds, *image, *kubelet); err != nil {
+	if err := run(settings{*count, *burst, *rounds, *image, *kubelet, *only}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-start:", err)
 		os.Exit(1)
 	}
@@ -56,7 +58,12 @@ func main() {
 // figures are all samples of one side.
 type figures struct{ single, burst []sample }
 
-func run(count, burst, rounds int, image, kubelet string) error {
+type settings struct {
+	count, burst, rounds       int
+	image, kubelet, isolations string
+}
+
+func run(o settings) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	c, err := bench.Connect()
@@ -66,28 +73,67 @@ func run(count, burst, rounds int, image, kubelet string) error {
 	if err := idle(ctx, c); err != nil {
 		return err
 	}
-	p, err := c.Profile(ctx, profile, v1alpha1.SizingTable)
+	sides, err := makeSides(ctx, c, o)
 	if err != nil {
 		return err
 	}
-	defer c.Delete(context.WithoutCancel(ctx), p) //nolint:errcheck // best effort; the next run says so if it is still there
-	b := series{client: c, kube: c.Kube, image: image}
-	var berth, plain figures
-	for round := range rounds {
-		n := (count*(round+1))/rounds - (count*round)/rounds
-		if err := b.take(ctx, &berth, n, burst); err != nil {
-			return err
+	for _, side := range sides {
+		defer c.Delete(context.WithoutCancel(ctx), side.profile) //nolint:errcheck // best effort; the next run says so if it is still there
+	}
+	var plain figures
+	for round := range o.rounds {
+		n := (o.count*(round+1))/o.rounds - (o.count*round)/o.rounds
+		for _, side := range sides {
+			if err := side.take(ctx, &side.figures, n, o.burst); err != nil {
+				return fmt.Errorf("pods in isolation %s: %w", side.isolation, err)
+			}
 		}
-		if kubelet == "" {
+		if o.kubelet == "" {
 			continue
 		}
-		if err := b.plainSeries(ctx, &plain, n, burst, kubelet); err != nil {
+		if err := sides[0].plainSeries(ctx, &plain, n, o.burst, o.kubelet); err != nil {
 			return err
 		}
 	}
-	show(fmt.Sprintf("%d pods one after another", count), berth.single, plain.single)
-	show(fmt.Sprintf("%d pods at once, %d times", burst, rounds), berth.burst, plain.burst)
+	for _, side := range sides {
+		show(fmt.Sprintf("%s: %d pods one after another", side.isolation, o.count), side.single, plain.single)
+		show(fmt.Sprintf("%s: %d pods at once, %d times", side.isolation, o.burst, o.rounds), side.burst, plain.burst)
+	}
 	return nil
+}
+
+// side is one isolation's pods, and what was measured.
+type side struct {
+	series
+	figures
+	isolation v1alpha1.Isolation
+	profile   *v1alpha1.FargateProfile
+}
+
+// makeSides makes a profile for each isolation.
+func makeSides(ctx context.Context, c *bench.Cluster, o settings) ([]*side, error) {
+	isolations, err := c.Isolations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if o.isolations != "" {
+		isolations = nil
+		for name := range strings.SplitSeq(o.isolations, ",") {
+			isolations = append(isolations, v1alpha1.Isolation(name))
+		}
+	}
+	if len(isolations) == 0 {
+		return nil, errors.New("the host can run no isolation; `berth status` says why")
+	}
+	var out []*side
+	for _, i := range isolations {
+		p, err := c.Profile(ctx, profile+"-"+string(i), v1alpha1.SizingTable, i)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, &side{series: series{client: c, kube: c.Kube, image: o.image, profile: p.Name}, isolation: i, profile: p})
+	}
+	return out, nil
 }
 
 // idle is an error if a pod runs: the plain kubelet would end it, and it would disturb the figures.
@@ -109,7 +155,9 @@ type series struct {
 	client client.Client
 	kube   kubernetes.Interface
 	image  string
-	plain  *plainNode
+	// profile of the pods.
+	profile string
+	plain   *plainNode
 }
 
 // take adds n pods one by one and a burst to f. One pod goes ahead and is not counted: it brings the image.
@@ -137,7 +185,7 @@ func (b series) plainSeries(ctx context.Context, f *figures, n, burst int, kubel
 }
 
 func (b series) pod() *corev1.Pod {
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "bench-", Namespace: "default", Labels: map[string]string{"bench": profile}},
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "bench-", Namespace: "default", Labels: map[string]string{"bench": b.profile}},
 		Spec: corev1.PodSpec{TerminationGracePeriodSeconds: new(int64), Containers: []corev1.Container{{
 			Name: "c", Image: b.image, ImagePullPolicy: corev1.PullIfNotPresent, Command: []string{"sleep", "3600"}}}}}
 	if b.plain != nil {
@@ -214,7 +262,7 @@ func (b series) collectPlain(ctx context.Context, created, running map[string]ti
 func (b series) collect(ctx context.Context, created, running map[string]time.Time) ([]sample, error) {
 	for {
 		var list v1alpha1.BerthList
-		if err := b.client.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": profile}); err != nil {
+		if err := b.client.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": b.profile}); err != nil {
 			return nil, err
 		}
 		var out []sample
@@ -246,7 +294,7 @@ func (b series) collect(ctx context.Context, created, running map[string]time.Ti
 func (b series) gone(ctx context.Context, _ []*corev1.Pod) error {
 	for {
 		var list v1alpha1.BerthList
-		if err := b.client.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": profile}); err != nil || len(list.Items) == 0 {
+		if err := b.client.List(ctx, &list, client.MatchingLabels{"eks.amazonaws.com/fargate-profile": b.profile}); err != nil || len(list.Items) == 0 {
 			return err
 		}
 		if err := pause(ctx); err != nil {

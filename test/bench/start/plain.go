@@ -63,6 +63,18 @@ type plainNode struct {
 	dir    string
 	cmd    *exec.Cmd
 	nextIP netip.Addr
+	ended  chan error
+}
+
+// alive is an error if the kubelet has ended.
+func (p *plainNode) alive() error {
+	select {
+	case err := <-p.ended:
+		p.ended <- err
+		return fmt.Errorf("the plain kubelet has ended: %w", err)
+	default:
+		return nil
+	}
 }
 
 // startPlain starts the kubelet and returns when its node is ready.
@@ -100,7 +112,14 @@ func startPlain(ctx context.Context, c client.Client, program string) (_ *plainN
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
+	p.ended = make(chan error, 1)
+	go func() { p.ended <- p.cmd.Wait() }()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	for {
+		if err := p.alive(); err != nil {
+			return nil, fmt.Errorf("%w (log: %s)", err, log.Name())
+		}
 		var node corev1.Node
 		if err := c.Get(ctx, client.ObjectKey{Name: plainName}, &node); err == nil && ready(&node) {
 			return p, nil
@@ -178,9 +197,11 @@ func (p *plainNode) gone(ctx context.Context, pods []*corev1.Pod) error {
 // stop ends the kubelet and removes what startPlain made.
 func (p *plainNode) stop(ctx context.Context) error {
 	var errs []error
-	if p.cmd != nil && p.cmd.Process != nil {
-		errs = append(errs, p.cmd.Process.Signal(os.Interrupt))
-		_ = p.cmd.Wait() // ended by our signal
+	if p.ended != nil {
+		if err := p.cmd.Process.Signal(os.Interrupt); !errors.Is(err, os.ErrProcessDone) {
+			errs = append(errs, err)
+		}
+		<-p.ended //nolint:errcheck // ended by our signal, or alive has said how
 		// A kubelet mounts its directory onto itself and leaves it so.
 		if err := unix.Unmount(filepath.Join(p.dir, "root"), unix.MNT_DETACH); !errors.Is(err, unix.EINVAL) {
 			errs = append(errs, err)

@@ -19,8 +19,8 @@ import (
 	"github.com/berth-run/berth/internal/microvm/vmm"
 )
 
-// limit of each step: emulated machines boot in seconds, on a busy machine in more.
-const limit = 2 * time.Minute
+// limit of each step: emulated machines boot in seconds, on an overloaded machine in minutes.
+const limit = 5 * time.Minute
 
 // Suite is what an implementation is tested with.
 type Suite struct {
