@@ -83,7 +83,7 @@ test: deps build images ## Run all tests: unit, controllers on a real API server
 	done
 
 .PHONY: test-cycles
-test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root, about half an hour).
+test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root).
 	BERTH_CYCLES=500 go test -count=1 -timeout 90m -run TestCycles ./test/e2e
 
 .PHONY: bench-start

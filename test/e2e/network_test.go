@@ -228,10 +228,14 @@ func outside(t *testing.T) <-chan string {
 // links are those of pods on this machine.
 func links(t *testing.T) []string {
 	t.Helper()
-	list, err := netlink.LinkList()
-	if err != nil {
-		t.Fatal(err)
-	}
+	var list []netlink.Link
+	eventually(t, func() string { // a list that changes while it is read is none
+		var err error
+		if list, err = netlink.LinkList(); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 	var out []string
 	for _, l := range list {
 		if name := l.Attrs().Name; strings.HasPrefix(name, "bth") {
