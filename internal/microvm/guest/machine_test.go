@@ -281,6 +281,8 @@ func TestDial(t *testing.T) {
 			conn = s
 		} else if !strings.Contains(err.Error(), "refused") || time.Now().After(deadline) {
 			t.Fatal(err)
+		} else {
+			_ = s.Close()
 		}
 	}
 	sent := strings.Repeat("0123456789", 100000)
