@@ -41,7 +41,9 @@ func (m *machines) store(a v1alpha1.Accelerator) *template.Store {
 		Report: func(what string) { slog.Info(what, "accelerator", a) }})
 }
 
-func confinement() vmm.Confinement { return vmm.Confinement{UID: layout.TemplateUser, GID: layout.TemplateUser} }
+func confinement() vmm.Confinement {
+	return vmm.Confinement{UID: layout.TemplateUser, GID: layout.TemplateUser}
+}
 
 // Probe implements prober. What proves emulation is the template that pods will start from, which stays.
 func (m *machines) Probe(ctx context.Context) (v1alpha1.Accelerator, string, error) {
