@@ -83,7 +83,7 @@ test: deps build images ## Run all tests: unit, controllers on a real API server
 	done
 
 .PHONY: test-cycles
-test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root, about half an hour).
+test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root).
 	BERTH_CYCLES=500 go test -count=1 -timeout 90m -run TestCycles ./test/e2e
 
 .PHONY: bench-start
@@ -114,6 +114,10 @@ bench-place: bin/etcd bin/kube-apiserver ## Time to place one pod among 0, 1,000
 .PHONY: bench-policy
 bench-policy: ## Time until a change is in the kernel, at 1,000 pods and 100 network policies (root; no cluster needed).
 	go test ./internal/hostagent/network -run '^$$' -bench Policies -benchtime 20x
+
+.PHONY: bench-guest
+bench-guest: bin/guest/manifest.json ## Time of each step from a restored microVM to its first containers, and its private memory (root; no cluster needed).
+	go test ./internal/microvm/guest -run '^$$' -bench Start -benchtime 10x
 
 .PHONY: bench-net
 bench-net: deps ## Measure the network beside plain runc containers, and what 1,000 pods' rules cost (root; needs make up and runc).

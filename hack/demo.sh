@@ -71,6 +71,7 @@ spec:
       - name: nginx
         image: nginx
         ports: [{name: http, containerPort: 80}]
+        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1}
 YAML
 show kubectl apply -f "$state/nginx.yaml"
 show kubectl rollout status deployment/$app --timeout=120s

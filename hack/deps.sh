@@ -16,6 +16,7 @@ needs=(
   "curl|curl|the demo"
   "script|bsdutils|the demo"
   "tar|tar|images"
+  "/usr/lib/cni/ptp|containernetworking-plugins|the test of another CNI chain"
   "qemu-system-x86_64|qemu-system-x86|microVMs"
   "mkfs.erofs|erofs-utils|the microVM's images"
   "mkfs.ext4|e2fsprogs|the microVM's disks"

@@ -170,6 +170,9 @@ type BerthStatus struct {
 	// phase: Pending, Running, Completed or Terminating.
 	// +optional
 	Phase BerthPhase `json:"phase,omitempty"`
+	// nodeVersion that the pod's node was made with (see status.nodeVersion of the Host).
+	// +optional
+	NodeVersion string `json:"nodeVersion,omitempty"`
 	// timeline of the stages.
 	// +optional
 	Timeline Timeline `json:"timeline,omitempty"`
@@ -197,6 +200,7 @@ type BerthStatus struct {
 // +kubebuilder:printcolumn:name="Subnet",type=string,priority=1,JSONPath=`.spec.subnetName`
 // +kubebuilder:printcolumn:name="Why this isolation",type=string,priority=1,JSONPath=`.spec.isolationReason`
 // +kubebuilder:printcolumn:name="Zone",type=string,priority=1,JSONPath=`.spec.zone`
+// +kubebuilder:printcolumn:name="Node Version",type=string,priority=1,JSONPath=`.status.nodeVersion`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type Berth struct {
 	metav1.TypeMeta   `json:",inline"`

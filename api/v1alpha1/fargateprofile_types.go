@@ -38,7 +38,7 @@ const (
 
 // Selector says which pods a profile takes: those that meet all of its fields. namespace and labels are those of Amazon EKS;
 // matchExpressions and namespaceSelector are Berth's, and may exclude.
-// +kubebuilder:validation:XValidation:rule="has(self.namespace) || has(self.namespaceSelector)",fieldPath=".namespace",reason=FieldValueRequired,message="a selector needs a namespace (* for all) or a namespaceSelector"
+// +kubebuilder:validation:XValidation:rule="has(self.namespace) || has(self.namespaceSelector)",fieldPath=".namespace",reason=FieldValueRequired,message="Fargate Profile must have at least one selector with at least one namespace value. Write a namespace (* for all) or a namespaceSelector"
 type Selector struct {
 	// namespace that the pod is in. `*` stands for any number of characters, `?` for exactly one.
 	// Needed, unless there is a namespaceSelector; with both, both must match.
@@ -73,7 +73,8 @@ type Selector struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.allowPrivileged) || !self.allowPrivileged || (has(self.isolation) && self.isolation == 'microvm')",fieldPath=".allowPrivileged",message="allowPrivileged needs isolation microvm: only a virtual machine of the pod's own keeps a privileged container from the host"
 type FargateProfileSpec struct {
 	// podExecutionRoleArn is accepted for compatibility with Amazon EKS; Berth does not need it.
-	// +kubebuilder:validation:Pattern=`^arn:[^:]+:iam::[0-9]{12}:role/.+$`
+	// +kubebuilder:validation:MaxLength=2048
+	// +kubebuilder:validation:XValidation:rule="self.matches('^arn:[^:]+:iam::[0-9]{12}:role/.+$')",message="Invalid Role Arn",messageExpression="\"Invalid Role Arn: '\" + self + \"'\""
 	// +optional
 	PodExecutionRoleArn string `json:"podExecutionRoleArn,omitempty"`
 
@@ -84,7 +85,7 @@ type FargateProfileSpec struct {
 	Subnets []string `json:"subnets,omitempty"`
 
 	// selectors: a pod that matches any of them runs on this profile.
-	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:XValidation:rule="size(self) > 0",message="Fargate Profile requires at least one selector."
 	// +kubebuilder:validation:MaxItems=100
 	// +listType=atomic
 	// +required

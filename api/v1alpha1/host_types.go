@@ -5,6 +5,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// LabelHost, of each node, is the name of the Host that it is on, unless that is longer than a label's value may be. As a
+// topologyKey it means the machine, where kubernetes.io/hostname means the pod's own node.
+const LabelHost = "berth.run/host"
+
 // HostSpec is the desired state of a Host.
 type HostSpec struct {
 	// zones that this machine serves: pods of the subnets of these zones may run on it.
@@ -53,6 +57,11 @@ type HostStatus struct {
 	// +optional
 	AgentVersion string `json:"agentVersion,omitempty"`
 
+	// nodeVersion names what nodes that are made now are made of: Kubernetes' version, and a digest of the programs. It changes
+	// when one of them does.
+	// +optional
+	NodeVersion string `json:"nodeVersion,omitempty"`
+
 	// heartbeatTime is when the agent last reported.
 	// +optional
 	HeartbeatTime metav1.Time `json:"heartbeatTime,omitempty"`
@@ -73,6 +82,7 @@ type HostStatus struct {
 // +kubebuilder:printcolumn:name="Free CPU",type=string,JSONPath=`.status.free.cpu`
 // +kubebuilder:printcolumn:name="Free Memory",type=string,JSONPath=`.status.free.memory`
 // +kubebuilder:printcolumn:name="Isolations",type=string,JSONPath=`.status.isolations`
+// +kubebuilder:printcolumn:name="Node Version",type=string,priority=1,JSONPath=`.status.nodeVersion`
 // +kubebuilder:printcolumn:name="Accelerator",type=string,JSONPath=`.status.probes[?(@.isolation=="microvm")].accelerator`
 // +kubebuilder:printcolumn:name="MicroVM",type=string,priority=1,JSONPath=`.status.probes[?(@.isolation=="microvm")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

@@ -21,6 +21,7 @@ func addKnownTypes(s *runtime.Scheme) error {
 		&Subnet{}, &SubnetList{},
 		&Host{}, &HostList{},
 		&Berth{}, &BerthList{},
+		&Patch{}, &PatchList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -56,17 +55,4 @@ func run(args []string) error {
 	default:
 		return fmt.Errorf("there is no command %q", action)
 	}
-}
-
-// readDirs reads what runtimeconf wrote beside containerd's socket.
-func readDirs(file string) (layout.Dirs, error) {
-	var dirs layout.Dirs
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return dirs, fmt.Errorf("read where this host's directories are: %w", err)
-	}
-	if err := json.Unmarshal(data, &dirs); err != nil {
-		return dirs, fmt.Errorf("%s is not valid: %w", file, err)
-	}
-	return dirs, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -36,4 +37,17 @@ func options(dirs layout.Dirs, sandbox string) (shim.Options, error) {
 			return &shim.Source{Driver: driver, Template: loaded.Template(), Tools: loaded.Tools}, nil
 		},
 	}, nil
+}
+
+// readDirs reads what runtimeconf wrote beside containerd's socket.
+func readDirs(file string) (layout.Dirs, error) {
+	var dirs layout.Dirs
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return dirs, fmt.Errorf("read where this host's directories are: %w", err)
+	}
+	if err := json.Unmarshal(data, &dirs); err != nil {
+		return dirs, fmt.Errorf("%s is not valid: %w", file, err)
+	}
+	return dirs, nil
 }

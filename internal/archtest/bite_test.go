@@ -36,6 +36,8 @@ func TestRulesBite(t *testing.T) {
 		"a pure package asks the web":               {"internal/placement", "net/http", true},
 		"a pure package reads files":                {"internal/layout", "os", true},
 		"the host agent uses the kubelet":           {"internal/hostagent", "k8s.io/kubernetes/pkg/kubelet/cm", true},
+		"topology uses the scheduler":               {"internal/topology", "k8s.io/kubernetes/pkg/scheduler/framework", false},
+		"the controllers use the scheduler":         {"internal/controller/scheduler", "k8s.io/kube-scheduler/framework", true},
 		"a command uses the kubelet":                {"cmd/berth-node", "k8s.io/kubernetes/cmd/kubelet/app", true},
 		"internal/nodeconfig is not internal/node":  {"internal/nodeconfig", "k8s.io/kubernetes/pkg/kubelet", true},
 		"a name that only begins like a pure one":   {"internal/profiler", "os", false},

@@ -25,7 +25,7 @@ const (
 var layerNames = [...]string{"api", "pure", "kit", "adapter", "service", "cluster", "cli", "program"}
 
 // purePackages import no client, ask for no time and do no I/O.
-var purePackages = []string{"eks", "explain", "ipam", "layout", "nodeconfig", "placement", "podcheck", "policy", "profile", "sizing"}
+var purePackages = []string{"eks", "explain", "ipam", "layout", "nodeconfig", "patching", "placement", "podcheck", "policy", "profile", "sizing"}
 
 // pureModules are the only ones outside the standard library that a pure package may import.
 var pureModules = []string{"k8s.io/api", "k8s.io/apimachinery", "k8s.io/component-helpers"}
@@ -41,13 +41,18 @@ var impureStandard = []string{"os", "net", "syscall", "io/ioutil", "log", "datab
 var pureExceptions = []string{"net/netip", "net/url"}
 
 // clients are what a pure package must not reach even through others.
-var clients = []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "k8s.io/kubernetes", "k8s.io/cri-client",
+var clients = []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "k8s.io/kubernetes", "k8s.io/kube-scheduler", "k8s.io/cri-client",
 	"google.golang.org/grpc", "github.com/spf13/cobra", "os/exec"}
 
 // kubeletCode is upstream's kubelet; kubeletImporter is the one component that may import it.
 var kubeletCode = []string{"k8s.io/kubernetes/pkg/kubelet", "k8s.io/kubernetes/cmd/kubelet"}
 
 const kubeletImporter = "internal/node"
+
+// schedulerCode is upstream's scheduler; topologyImporter is the one component that may import it.
+var schedulerCode = []string{"k8s.io/kubernetes/pkg/scheduler", "k8s.io/kube-scheduler"}
+
+const topologyImporter = "internal/topology"
 
 // temporary packages are outside every rule.
 var temporary = []string{"internal/tmpdeps"}
@@ -121,6 +126,9 @@ func standard(path string) bool {
 func refuse(pkg, path string) string {
 	if under(path, kubeletCode...) && !under(pkg, kubeletImporter) {
 		return "only " + kubeletImporter + " imports the kubelet; let it offer what is needed"
+	}
+	if under(path, schedulerCode...) && !under(pkg, topologyImporter) {
+		return "only " + topologyImporter + " imports the scheduler; let it offer what is needed"
 	}
 	if imported, ours := local(path); ours {
 		return refuseOurs(pkg, imported)

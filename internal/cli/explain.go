@@ -18,6 +18,7 @@ import (
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/placement"
 	"github.com/berth-run/berth/internal/podcheck"
+	"github.com/berth-run/berth/internal/topology"
 )
 
 func explainCommand(dirs layout.Dirs) *cobra.Command {
@@ -116,9 +117,10 @@ func clusterState(ctx context.Context, kube client.Client) (explain.Cluster, err
 	var hosts v1alpha1.HostList
 	var berths v1alpha1.BerthList
 	var namespaces corev1.NamespaceList
-	for _, list := range []client.ObjectList{&profiles, &subnets, &hosts, &berths, &namespaces} {
+	var pods corev1.PodList // those of other schedulers have no berth and are not placed
+	for _, list := range []client.ObjectList{&profiles, &subnets, &hosts, &berths, &namespaces, &pods} {
 		if err := kube.List(ctx, list); err != nil {
-			return explain.Cluster{}, fmt.Errorf("read the cluster's profiles, subnets, hosts, berths and namespaces: %w", err)
+			return explain.Cluster{}, fmt.Errorf("read the cluster's profiles, subnets, hosts, berths, namespaces and pods: %w", err)
 		}
 	}
 	labels := map[string]map[string]string{}
@@ -143,6 +145,12 @@ func clusterState(ctx context.Context, kube client.Client) (explain.Cluster, err
 			}
 			return claim, volume, kube.Get(ctx, client.ObjectKey{Name: claim.Spec.VolumeName}, volume)
 		}},
+		Topology: func(pod *corev1.Pod) placement.Topology {
+			if !topology.Concerns(pod, pods.Items) {
+				return nil
+			}
+			return topology.New(layout.DefaultRegion, topology.Of(pods.Items, berths.Items), namespaces.Items)
+		},
 		Snapshot: func(p *v1alpha1.FargateProfile) placement.Input {
 			return placement.Snapshot(p, subnets.Items, hosts.Items, berths.Items, func(s *v1alpha1.Subnet) int { return int(s.Status.AvailableIPs) })
 		},

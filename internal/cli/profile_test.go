@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/layout"
 )
 
 func requested(token string, tags map[string]string) *v1alpha1.FargateProfile {
@@ -74,5 +75,21 @@ func TestPrintProfiles(t *testing.T) {
 	const want = "- name: web\n  selectors:\n  - labels:\n      a: \"1\"\n      b: \"2\"\n    namespace: default\n  - namespace: prod-*\n  status: ACTIVE\n  subnets:\n  - a\n  - b\n  tags:\n    team: x\n"
 	if document.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &document, want)
+	}
+}
+
+// TestMessages: what users of EKS know, word by word.
+func TestMessages(t *testing.T) {
+	_, noCluster := connect(layout.Dirs{}, "other")
+	for name, test := range map[string]struct {
+		got  error
+		want string
+	}{
+		"facts 1.6: no such profile": {notFound("web"), "No Fargate Profile found with name: web."},
+		"facts 1.6: no such cluster": {noCluster, "No cluster found for name: other."},
+	} {
+		if test.got == nil || test.got.Error() != test.want {
+			t.Errorf("%s: got %v, want %q", name, test.got, test.want)
+		}
 	}
 }

@@ -54,7 +54,7 @@ Nobody makes, sizes or patches nodes.`,
 	}
 	dirs := layout.Default
 	root.AddCommand(up(dirs), down(dirs), status(dirs), supervise(dirs), kubeconfig(dirs), logs(dirs), image(dirs), templateCommand(dirs), version(),
-		create(dirs), get(dirs), remove(dirs), explainCommand(dirs),
+		create(dirs), get(dirs), remove(dirs), explainCommand(dirs), patch(dirs),
 		&cobra.Command{Use: "kubectl", Short: "kubectl, built in, for the local cluster", Example: "  berth kubectl get nodes",
 			DisableFlagParsing: true, Run: func(*cobra.Command, []string) {}})
 	return root

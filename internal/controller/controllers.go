@@ -33,6 +33,7 @@ import (
 	"github.com/berth-run/berth/internal/controller/berth"
 	"github.com/berth-run/berth/internal/controller/host"
 	"github.com/berth-run/berth/internal/controller/nodecert"
+	"github.com/berth-run/berth/internal/controller/patch"
 	"github.com/berth-run/berth/internal/controller/profile"
 	"github.com/berth-run/berth/internal/controller/scheduler"
 	"github.com/berth-run/berth/internal/controller/subnet"
@@ -78,6 +79,7 @@ func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecor
 		&profile.Reconciler{Client: c, Quotas: o.Quotas, Cluster: o.Cluster, Isolation: o.Isolation},
 		&subnet.Reconciler{Client: c, Live: live, Usage: addresses, Now: time.Now},
 		&host.Reconciler{Client: c, Now: time.Now},
+		&patch.Reconciler{Client: c, Recorder: recorder, Now: time.Now, Cluster: o.Cluster},
 		&nodecert.Reconciler{Client: c, Live: live, Approver: kube},
 	}
 }
@@ -121,6 +123,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	mgr.GetWebhookServer().Register(admission.Path, &webhook.Admission{Handler: &admission.Handler{Reader: mgr.GetClient(), Live: mgr.GetAPIReader(), Now: time.Now}})
+	mgr.GetWebhookServer().Register(admission.DebugPath, &webhook.Admission{Handler: admission.Debug{Reader: mgr.GetClient()}})
 	registration := &admission.Registration{Client: mgr.GetClient(), URL: admission.URL(o.WebhookPort), CA: ca}
 	if err := registration.Setup(mgr); err != nil {
 		return fmt.Errorf("set up the webhook's registration: %w", err)
@@ -149,6 +152,7 @@ func newManager(api *rest.Config, o Options) (ctrl.Manager, error) {
 		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
 			&corev1.Pod{}: {Field: fields.OneTermEqualSelector("spec.schedulerName", eks.SchedulerName)},
 			&certificates.CertificateSigningRequest{}: {},
+			&corev1.ConfigMap{}:                       {Namespaces: map[string]cache.Config{eks.LoggingNamespace: {FieldSelector: fields.OneTermEqualSelector("metadata.name", eks.LoggingConfigMap)}}},
 		}, DefaultTransform: cache.TransformStripManagedFields()},
 		WebhookServer: webhook.NewServer(webhook.Options{
 			Host: "127.0.0.1", Port: o.WebhookPort, CertDir: filepath.Dir(o.WebhookCert),

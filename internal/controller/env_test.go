@@ -133,16 +133,20 @@ func markedPod(namespace, name, profile string) *corev1.Pod {
 }
 
 // newBerth makes a Berth as the scheduler would, with both finalizers.
-func newBerth(t *testing.T, c client.Client, pod *corev1.Pod, name, host, node, ip string) *v1alpha1.Berth {
+func newBerth(t *testing.T, c client.Client, pod *corev1.Pod, name, host, node, ip string, change ...func(*v1alpha1.Berth)) *v1alpha1.Berth {
 	t.Helper()
-	return create(t, c, &v1alpha1.Berth{
+	b := &v1alpha1.Berth{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: name, Finalizers: []string{v1alpha1.FinalizerPod, v1alpha1.FinalizerHost, v1alpha1.FinalizerNode}},
 		Spec: v1alpha1.BerthSpec{
 			Pod: v1alpha1.PodReference{Name: pod.Name, UID: pod.UID}, ProfileName: "p", HostName: host, NodeName: node, SubnetName: "s", Zone: "z", IP: ip,
 			Size:      v1alpha1.Size{CPU: resource.MustParse("250m"), Memory: resource.MustParse("512Mi"), EphemeralStorage: resource.MustParse("20Gi")},
 			Isolation: v1alpha1.IsolationGVisor,
 		},
-	})
+	}
+	for _, f := range change {
+		f(b)
+	}
+	return create(t, c, b)
 }
 
 func request(o client.Object) reconcile.Request {

@@ -422,7 +422,7 @@ func testCertificate(t *testing.T, c client.Client, ns string) {
 func testRegistration(t *testing.T, c client.Client, o controller.Options) {
 	hook := &admissionregistration.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: eks.WebhookConfigurationName}}
 	good := func() bool {
-		return !gone(t, c, hook) && len(hook.Webhooks) == 1 && *hook.Webhooks[0].FailurePolicy == admissionregistration.Ignore
+		return !gone(t, c, hook) && len(hook.Webhooks) == 2 && *hook.Webhooks[0].FailurePolicy == admissionregistration.Ignore
 	}
 	waitFor(t, "readiness", func() bool { code, _ := fetch(t, o.HealthPort, "/readyz"); return code == http.StatusOK })
 	if _, text := fetch(t, o.HealthPort, "/readyz?verbose"); !strings.Contains(text, "[+]webhook-registration ok") {

@@ -36,7 +36,7 @@ type stage struct {
 func newStage(t *testing.T, name, cidrA, cidrB string) *stage {
 	t.Helper()
 	c := admin(t)
-	s := &stage{c: c, events: record.NewFakeRecorder(20), clock: time.Now(), namespace: namespace(t, c)}
+	s := &stage{c: c, events: record.NewFakeRecorder(100), clock: time.Now(), namespace: namespace(t, c)}
 	newSubnet(t, c, name+"-a", cidrA, region+"a")
 	newSubnet(t, c, name+"-b", cidrB, region+"b")
 	newHost(t, c, name, region+"a", region+"b")
@@ -116,7 +116,13 @@ func TestPodGetsABerthAndIsBound(t *testing.T) {
 	if got := pod.Annotations[eks.AnnotationCapacityProvisioned]; got != "0.5vCPU 2GB" || pod.Annotations["keep"] != "me" {
 		t.Errorf("annotations are %v, want CapacityProvisioned 0.5vCPU 2GB and the pod's own", pod.Annotations)
 	}
-	want := []string{"Normal Scheduled Successfully assigned " + pod.Namespace + "/web to " + b.Spec.NodeName}
+	if got := pod.Annotations["Logging"]; got != "LoggingDisabled: LOGGING_CONFIGMAP_NOT_FOUND" {
+		t.Errorf("annotation Logging is %q (facts 2.4)", got)
+	}
+	want := []string{
+		`Warning LoggingDisabled Disabled logging because aws-logging configmap was not found. configmap "aws-logging" not found`, // facts 2.5
+		"Normal Scheduled Successfully assigned " + pod.Namespace + "/web to " + b.Spec.NodeName,
+	}
 	if got := s.said(); !slices.Equal(got, want) {
 		t.Errorf("events %q, want %q", got, want)
 	}
@@ -206,13 +212,59 @@ func TestStaleCacheDoesNotPlaceAPodTwice(t *testing.T) {
 	if b := s.berth(t, pod); b == nil || b.Spec.IP != "10.91.82.4" {
 		t.Errorf("berth %+v, want one in the first subnet", b)
 	}
-	if said := s.said(); len(said) != 1 {
-		t.Errorf("events %q, want one", said)
+	if said := s.said(); len(said) != 2 {
+		t.Errorf("events %q, want those of one binding", said)
 	}
 	second := s.pod(t, "second", nil)
 	reconcileOnce(t, s.r, second)
 	if b := s.berth(t, second); b == nil || b.Spec.Zone != region+"b" {
 		t.Errorf("berth %+v, want the zone without a pod", b)
+	}
+}
+
+// TestPodsStayApart: a rule over zones is kept, in words that name it, and other pods decide when it can be met.
+func TestPodsStayApart(t *testing.T) {
+	s := newStage(t, "apart", cidr(84), cidr(85))
+	apart := func(p *corev1.Pod) {
+		p.Labels["app"] = "apart"
+		p.Spec.Affinity = &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{
+			{TopologyKey: corev1.LabelTopologyZone, LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "apart"}}}}}}
+	}
+	first := s.pod(t, "first", apart)
+	reconcileOnce(t, s.r, first)
+	one := s.berth(t, first)
+	second := s.pod(t, "second", apart)
+	reconcileOnce(t, s.r, second)
+	if two := s.berth(t, second); one == nil || two == nil || one.Spec.Zone == two.Spec.Zone {
+		t.Fatalf("berths are %+v and %+v, want two zones", one, two)
+	}
+	s.said()
+	third := s.pod(t, "third", apart)
+	reconcileOnce(t, s.r, third)
+	const words = "Fargate profile apart cannot satisfy pod's topology spread constraints or pod affinity requirements (zone local-1a, host apart: node(s) didn't match pod anti-affinity rules"
+	if said := s.said(); len(said) != 1 || !strings.Contains(said[0], words) || !strings.Contains(said[0], "for pods to come or go") {
+		t.Errorf("events %q, want %q", said, words)
+	}
+	remove(t, first)
+	remove(t, one)
+	reconcileOnce(t, s.r, third)
+	if b := s.berth(t, third); b == nil || b.Spec.Zone != one.Spec.Zone {
+		t.Errorf("berth %+v, want the zone that is free again", b)
+	}
+}
+
+func TestLoggingConfigurationIsNotPassedOver(t *testing.T) {
+	s := newStage(t, "logging", cidr(86), cidr(87))
+	create(t, s.c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: eks.LoggingNamespace}})
+	create(t, s.c, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: eks.LoggingNamespace, Name: eks.LoggingConfigMap}})
+	pod := s.pod(t, "web", nil)
+	reconcileOnce(t, s.r, pod)
+	s.berth(t, pod)
+	if said := s.said(); len(said) != 2 || !strings.Contains(said[0], "LoggingDisabled") || !strings.Contains(said[0], "Berth has no log router") {
+		t.Errorf("events %q, want one that says that nothing routes the logs", said)
+	}
+	if got := get(t, s.c, pod).Annotations[eks.AnnotationLogging]; got != eks.LoggingNoRouter {
+		t.Errorf("annotation Logging is %q", got)
 	}
 }
 

@@ -29,6 +29,18 @@ const (
 	// AnnotationLogging tells whether the log router is on (UG fargate-logging).
 	AnnotationLogging = "Logging"
 
+	// LoggingNamespace and LoggingConfigMap name the log router's configuration (UG fargate-logging).
+	LoggingNamespace = "aws-observability"
+	LoggingConfigMap = "aws-logging"
+	// EventLoggingDisabled is the reason of the event that says that there is no log router (UG fargate-logging).
+	EventLoggingDisabled = "LoggingDisabled"
+	// LoggingNotFound is AnnotationLogging's value without a configuration; MessageLoggingNotFound the event's (UG fargate-logging).
+	LoggingNotFound        = "LoggingDisabled: LOGGING_CONFIGMAP_NOT_FOUND"
+	MessageLoggingNotFound = `Disabled logging because aws-logging configmap was not found. configmap "aws-logging" not found`
+	// LoggingNoRouter and MessageLoggingNoRouter are Berth's own, for a configuration that is there: no log router is built in.
+	LoggingNoRouter        = "LoggingDisabled: LOGGING_ROUTER_NOT_AVAILABLE"
+	MessageLoggingNoRouter = "Disabled logging for pod because Berth has no log router. The aws-logging configmap is not read; use kubectl logs, or a sidecar"
+
 	// WebhookConfigurationName of the mutating webhook; the prefix orders it before users' webhooks (OBS).
 	WebhookConfigurationName = "0500-amazon-eks-fargate-mutation.amazonaws.com"
 	// WebhookPort on which the webhook listens, on loopback (OBS).
@@ -46,10 +58,17 @@ const (
 	// ReasonUnsupported and ReasonTooLarge are reasons of the condition PodScheduled=False (OBS).
 	ReasonUnsupported = "POD_UNSUPPORTED_ON_FARGATE"
 	ReasonTooLarge    = "POD_CPU_MEM_EXCEEDS_MAX_FARGATE_SIZE"
+	// ReasonUnsupportedSpec is the kubelet's, of a pod that it fails (VALIDATOR).
+	ReasonUnsupportedSpec = "UnsupportedPodSpec"
 	// MessageTooLarge goes with ReasonTooLarge (OBS).
 	MessageTooLarge = "Your pod's cpu/memory requirements exceed the max Fargate configuration"
 	// MessageNoCapacity is said when no host has room (OBS).
 	MessageNoCapacity = "Fargate capacity is unavailable at this time. Please try again later or in a different availability zone."
+
+	// DetailTypeTermination is of the event that announces when a pod is terminated that could not be evicted (facts 6).
+	DetailTypeTermination = "EKS Fargate Pod Scheduled Termination"
+	// MessageMultipleBudgets is why a pod with two PodDisruptionBudgets cannot be evicted (facts 6).
+	MessageMultipleBudgets = "This pod has multiple PodDisruptionBudget, which the eviction subresource does not support"
 
 	// KubeletPort answers on the pod's own address (UG metrics-server).
 	KubeletPort = 10250
@@ -85,6 +104,17 @@ func MessageNodeSelector(profile string) string {
 	return fmt.Sprintf("MatchNodeSelector failed: Fargate profile %s cannot satisfy pod's node selector/affinity requirements", profile)
 }
 
+// TerminationTime is a time as EKS writes it in that event: 2021-06-30T12:52:44.832Z[UTC] (facts 6).
+func TerminationTime(at time.Time) string {
+	return at.UTC().Format("2006-01-02T15:04:05.000Z") + "[UTC]"
+}
+
+// MessageTopology begins the FailedScheduling message for a pod whose spread constraints or pod affinity leave it no place.
+// Berth's own: EKS does not look at them (facts 1.4).
+func MessageTopology(profile string) string {
+	return "Fargate profile " + profile + " cannot satisfy pod's topology spread constraints or pod affinity requirements"
+}
+
 // MessageNotAuthorized is for a pod that asks for this scheduler though no profile takes it (facts 1.8, eksctl's documentation).
 func MessageNotAuthorized(why string) string {
 	return "Pod is not authorized to run on Fargate: " + why
@@ -93,6 +123,11 @@ func MessageNotAuthorized(why string) string {
 // MessageUnsupported is the FailedScheduling message for a pod that Fargate refuses (VALIDATOR).
 func MessageUnsupported(violations []string) string {
 	return "Pod not supported on Fargate: " + strings.Join(violations, ", ")
+}
+
+// MessageUnsupportedSpec is the kubelet's message for a pod that does not belong on its node (VALIDATOR).
+func MessageUnsupportedSpec(violations []string) string {
+	return "Pod not supported: " + strings.Join(violations, ", ")
 }
 
 // MessageMisconfigured is for a pod whose profile cannot take it now; the beginning is that of EKS (facts 2.6).

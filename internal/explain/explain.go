@@ -25,6 +25,8 @@ type Cluster struct {
 	Check    podcheck.Options
 	// Snapshot of the cluster for a profile (placement.Snapshot).
 	Snapshot func(*v1alpha1.FargateProfile) placement.Input
+	// Topology judges by the pods that exist; nil: there is nothing to judge.
+	Topology func(*corev1.Pod) placement.Topology
 	// Berths that exist; one of them may be the pod's.
 	Berths []v1alpha1.Berth
 	Region string
@@ -175,6 +177,9 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 		Because: because(d.Profile, need, size)}
 	in := c.Snapshot(d.Profile)
 	in.Pod, in.Size, in.Isolation, in.IsolationBy = pod, size, isolation.Isolation, isolation.By
+	if c.Topology != nil {
+		in.Topology = c.Topology(pod)
+	}
 	choice, err := placement.Choose(in, c.Region)
 	if err != nil {
 		r.Event = err.Error()

@@ -95,7 +95,7 @@ func TestManifests(t *testing.T) {
 				t.Fatal(err)
 			}
 			if out.String() != string(want) {
-				t.Errorf("got\n%s\nwant\n%s", &out, want)
+				t.Errorf("got\n%s\nwant\n%s\nif that is right: go test ./internal/explain -run TestManifests -update", &out, want)
 			}
 		})
 	}

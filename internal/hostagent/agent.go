@@ -134,6 +134,10 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	if err != nil {
 		return nil, err
 	}
+	version, err := nodeVersion(o.BinDir)
+	if err != nil {
+		return nil, err
+	}
 	ranges, err := newSubnets(mgr, host)
 	if err != nil {
 		return nil, err
@@ -142,7 +146,7 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	vms := newMachines(o)
 	events := make(chan event.GenericEvent, 1024)
 	r := &reconciler{
-		client: mgr.GetClient(), cri: cri, options: o, net: host, subnets: ranges, policies: held, mtu: mtu,
+		client: mgr.GetClient(), cri: cri, options: o, nodeVersion: version, net: host, subnets: ranges, policies: held, mtu: mtu,
 		issuer:     &issuer{kube: kube, apiServer: config.Host, ca: ca, now: time.Now},
 		processes:  newNodeProcesses(o.Dirs, filepath.Join(o.BinDir, "berth-node"), o.Pool),
 		isolations: newIsolations(o.Dirs, o.BinDir, vms), machines: vms,
@@ -227,7 +231,7 @@ func (r *reconciler) reportOnce(ctx context.Context) error {
 	_, address := network.Uplink()
 	h.Status.Capacity, h.Status.Free, h.Status.Address = capacity, free, address
 	h.Status.Isolations, h.Status.Probes = r.isolations.status()
-	h.Status.AgentVersion, h.Status.HeartbeatTime = Version, metav1.Now()
+	h.Status.AgentVersion, h.Status.NodeVersion, h.Status.HeartbeatTime = Version, r.nodeVersion, metav1.Now()
 	conditions.Set(&h.Status.Conditions, v1alpha1.ConditionReady, true, h.Generation, "AgentReports", "the host agent reports and takes pods")
 	if err := r.client.Status().Patch(ctx, h, client.MergeFrom(before)); err != nil {
 		return fmt.Errorf("write the status of Host %s: %w", h.Name, err)

@@ -16,7 +16,7 @@ import (
 const (
 	// kvmLimit is how long a guest may take to boot under KVM; where KVM works it takes a fraction of a second.
 	kvmLimit = 10 * time.Second
-	// briefLength is how much of an error people read in every Berth, in bytes; the agent's log has all of it.
+	// briefLength is how much of an error people read in the Host and in events, in bytes; the agent's log has all of it.
 	briefLength = 200
 )
 

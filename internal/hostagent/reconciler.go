@@ -18,6 +18,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -35,16 +36,18 @@ import (
 
 // reconciler brings the host in line with its Berths, one at a time.
 type reconciler struct {
-	client    client.Client
-	cri       internalapi.RuntimeService
-	options   Options
-	net       *network.Host
-	subnets   *subnets
-	policies  *policies
-	mtu       int
-	issuer    *issuer
-	processes *nodeProcesses
-	journal   *journal
+	client  client.Client
+	cri     internalapi.RuntimeService
+	options Options
+	// nodeVersion is what nodes are made of now.
+	nodeVersion string
+	net         *network.Host
+	subnets     *subnets
+	policies    *policies
+	mtu         int
+	issuer      *issuer
+	processes   *nodeProcesses
+	journal     *journal
 	// isolations that this machine can run.
 	isolations *isolations
 	machines   *machines
@@ -108,7 +111,7 @@ func (r *reconciler) start(ctx context.Context, b *v1alpha1.Berth) (reconcile.Re
 	}
 	if b.Status.Timeline.Accepted == nil {
 		created := metav1.NewMicroTime(b.CreationTimestamp.Time)
-		b.Status.Phase = v1alpha1.BerthPending
+		b.Status.Phase, b.Status.NodeVersion = v1alpha1.BerthPending, r.nodeVersion
 		b.Status.Timeline = v1alpha1.Timeline{PodCreated: &created, Accepted: micro(time.Now()),
 			Admitted: parseMicro(b.Annotations[v1alpha1.AnnotationAdmitted]), Placed: parseMicro(b.Annotations[v1alpha1.AnnotationPlaced])}
 	}
@@ -295,14 +298,8 @@ func (r *reconciler) nodeConfig(b *v1alpha1.Berth, kubelet netip.Addr) nodeconfi
 		PodNamespace: b.Namespace, PodName: b.Spec.Pod.Name, PodUID: b.Spec.Pod.UID,
 		NodeName: b.Spec.NodeName, Hostname: eks.Hostname(ip, o.Region), IP: b.Spec.IP,
 		ProviderID: eks.ProviderID(b.Spec.Zone, uid, b.Spec.NodeName),
-		Labels: map[string]string{
-			eks.ComputeTypeKey:                  eks.ComputeTypeFargate,
-			corev1.LabelTopologyRegion:          o.Region,
-			corev1.LabelTopologyZone:            b.Spec.Zone,
-			corev1.LabelFailureDomainBetaRegion: o.Region,
-			corev1.LabelFailureDomainBetaZone:   b.Spec.Zone,
-		},
-		Taints: []corev1.Taint{{Key: eks.ComputeTypeKey, Value: eks.ComputeTypeFargate, Effect: corev1.TaintEffectNoSchedule}},
+		Labels:     nodeLabels(o, b),
+		Taints:     []corev1.Taint{{Key: eks.ComputeTypeKey, Value: eks.ComputeTypeFargate, Effect: corev1.TaintEffectNoSchedule}},
 		Capacity: corev1.ResourceList{
 			corev1.ResourceCPU: b.Spec.Size.CPU, corev1.ResourceMemory: b.Spec.Size.Memory, corev1.ResourceEphemeralStorage: b.Spec.Size.EphemeralStorage,
 		},
@@ -314,6 +311,21 @@ func (r *reconciler) nodeConfig(b *v1alpha1.Berth, kubelet netip.Addr) nodeconfi
 		PortForward: portForward(b.Spec.Isolation, o), AllowPrivileged: b.Spec.AllowPrivileged, CgroupParent: layout.PodCgroupPath(uid),
 		ClusterDomain: layout.ClusterDomain, ClusterDNS: o.ClusterDNS, ResolvConf: resolvConf(), EventSocket: o.Dirs.AgentSocket(),
 	}
+}
+
+// nodeLabels are those that the kubelet does not set by itself. A host's name may be longer than a label's value.
+func nodeLabels(o Options, b *v1alpha1.Berth) map[string]string {
+	labels := map[string]string{
+		eks.ComputeTypeKey:                  eks.ComputeTypeFargate,
+		corev1.LabelTopologyRegion:          o.Region,
+		corev1.LabelTopologyZone:            b.Spec.Zone,
+		corev1.LabelFailureDomainBetaRegion: o.Region,
+		corev1.LabelFailureDomainBetaZone:   b.Spec.Zone,
+	}
+	if len(validation.IsValidLabelValue(o.HostName)) == 0 {
+		labels[v1alpha1.LabelHost] = o.HostName
+	}
+	return labels
 }
 
 // resolvConf is the host's list of resolvers; that of systemd-resolved names them rather than a stub on loopback.

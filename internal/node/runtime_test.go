@@ -167,3 +167,15 @@ func TestLists(t *testing.T) {
 		t.Error("after the stream ended an answer was remembered")
 	}
 }
+
+// TestLimitIsLowered: a CPU limit above the pod's size would keep its container from starting (facts 3.4).
+func TestLimitIsLowered(t *testing.T) {
+	s, _ := newTestRuntime(t) // a pod of 250m
+	for quota, want := range map[int64]int64{400_000: 25_000, 25_000: 25_000, 10_000: 10_000, -1: -1, 0: 0} {
+		r := &cri.LinuxContainerResources{CpuQuota: quota, CpuPeriod: 100_000}
+		if s.clamp(r); r.CpuQuota != want {
+			t.Errorf("a quota of %d becomes %d, want %d", quota, r.CpuQuota, want)
+		}
+	}
+	s.clamp(nil)
+}

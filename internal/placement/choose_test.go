@@ -44,6 +44,11 @@ func TestSelectorsAndHosts(t *testing.T) {
 		"facts 2.7: there is no instance type": {func(in *Input) {
 			needing(in, corev1.NodeSelectorRequirement{Key: corev1.LabelInstanceTypeStable, Operator: corev1.NodeSelectorOpExists})
 		}, "", &selector},
+		"a host by its label": {func(in *Input) {
+			in.Hosts = append(in.Hosts, in.Hosts[0])
+			in.Hosts[1].Name, in.Hosts[1].Zones = "h2", []string{"za"}
+			in.Pod.Spec.NodeSelector = map[string]string{v1alpha1.LabelHost: "h2"}
+		}, "a", nil},
 		"a selector that cannot be read": {func(in *Input) {
 			needing(in, corev1.NodeSelectorRequirement{Key: "k", Operator: "Guess"})
 		}, "", &selector},
@@ -121,6 +126,71 @@ func TestErrorsSayWhatUsersKnow(t *testing.T) {
 				if !strings.Contains(err.Error(), part) {
 					t.Errorf("%q lacks %q", err, part)
 				}
+			}
+		})
+	}
+}
+
+// judged is a Topology with fixed answers.
+type judged struct {
+	why    map[Spot]string
+	scores map[Spot]int64
+}
+
+func (j judged) Filter(_ *corev1.Pod, spots []Spot) (out []string, err error) {
+	for _, s := range spots {
+		out = append(out, j.why[s])
+	}
+	return out, nil
+}
+
+func (j judged) Score(_ *corev1.Pod, spots []Spot) (out []int64, err error) {
+	for _, s := range spots {
+		if j.why[s] != "" {
+			return nil, errors.New("asked to score a spot that is forbidden")
+		}
+		out = append(out, j.scores[s])
+	}
+	return out, nil
+}
+
+// TestTopology: what topology forbids is left out; what it prefers comes before the fewest pods; lack of room comes first in words.
+func TestTopology(t *testing.T) {
+	const no = "node(s) didn't match pod topology spread constraints"
+	var topology *TopologyError
+	var capacity *NoCapacityError
+	tests := map[string]struct {
+		change func(*Input)
+		want   string
+		err    any
+		words  string
+	}{
+		"a zone is forbidden": {func(in *Input) { in.Topology = judged{why: map[Spot]string{{"zb", "h1"}: no}} }, "c", nil, ""},
+		"a zone is preferred": {func(in *Input) { in.Topology = judged{scores: map[Spot]int64{{"za", "h1"}: 1}} }, "a", nil, ""},
+		"no preference":       {func(in *Input) { in.Topology = judged{} }, "b", nil, ""},
+		"the preferred one full": {func(in *Input) {
+			in.Topology, in.Subnets[0].FreeIPs = judged{scores: map[Spot]int64{{"za", "h1"}: 1}}, 0
+		}, "b", nil, ""},
+		"all are forbidden": {func(in *Input) {
+			in.Topology = judged{why: map[Spot]string{{"za", "h1"}: no, {"zb", "h1"}: no, {"zc", "h1"}: no}}
+		}, "", &topology, "Fargate profile web cannot satisfy pod's topology spread constraints or pod affinity requirements (zone za, host h1: " + no},
+		"what is not forbidden is full": {func(in *Input) {
+			in.Topology, in.Subnets[2].FreeIPs = judged{why: map[Spot]string{{"za", "h1"}: no, {"zb", "h1"}: no}}, 0
+		}, "", &capacity, "subnet c has no free address (0 of 11); zone za, host h1: " + no},
+		"all that can run the isolation are forbidden": {func(in *Input) {
+			in.Topology, in.Isolation = judged{why: map[Spot]string{{"za", "h2"}: no}}, v1alpha1.IsolationMicroVM
+			in.Hosts = append(in.Hosts, proving(in.Hosts[0], v1alpha1.AcceleratorKVM, ""))
+			in.Hosts[1].Name, in.Hosts[1].Zones = "h2", []string{"za"}
+		}, "", &topology, "requirements (zone za, host h2: " + no},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := Choose(input(test.change), "r")
+			if test.err == nil && (err != nil || got.Subnet != test.want) {
+				t.Fatalf("got %+v, %v, want subnet %s", got, err, test.want)
+			}
+			if test.err != nil && (!errors.As(err, test.err) || !strings.Contains(err.Error(), test.words)) {
+				t.Fatalf("got %+v, %v, want %T with %q", got, err, test.err, test.words)
 			}
 		})
 	}

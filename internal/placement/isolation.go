@@ -26,24 +26,22 @@ func (e *IsolationError) WaitsFor() string {
 	return fmt.Sprintf("a host that can run isolation %s", e.Isolation)
 }
 
-// noIsolation is an error if no host of the subnets' zones, ready or not, can run what the pod is to run in.
-func noIsolation(in Input, subnets []SubnetState) error {
-	var why []string
-	for _, h := range in.Hosts {
-		if !slices.ContainsFunc(subnets, func(s SubnetState) bool { return slices.Contains(h.Zones, s.Zone) }) {
+// isolated gives the candidates what the pod is to run in there, and leaves out those whose host, ready or not, cannot run
+// it; cannot says why. It is an error if none is left: room that comes free would not help.
+func isolated(in Input, candidates []candidate) (out []candidate, cannot []string, err error) {
+	for _, c := range candidates {
+		isolation, why := isolationOn(in.Isolation, c.host)
+		if isolation == "" {
+			cannot = append(cannot, why)
 			continue
 		}
-		isolation, short := isolationOn(in.Isolation, h)
-		if isolation != "" {
-			return nil
-		}
-		why = append(why, short)
+		c.isolation = isolation
+		out = append(out, c)
 	}
-	if len(why) == 0 {
-		return nil // no host at all: that is lack of room
+	if len(out) == 0 && len(cannot) > 0 {
+		return nil, nil, &IsolationError{Isolation: asked(in.Isolation), By: in.IsolationBy, Hosts: sorted(cannot)}
 	}
-	slices.Sort(why)
-	return &IsolationError{Isolation: asked(in.Isolation), By: in.IsolationBy, Hosts: why}
+	return out, cannot, nil
 }
 
 // isolationOn is what a pod that is to run in wish gets on the host, or else why it cannot have it.
@@ -89,7 +87,8 @@ func because(p v1alpha1.IsolationProbe) string {
 	return ": " + p.Message
 }
 
-// IsolationReason says, in a sentence, why a choice made of the input has its isolation.
+// IsolationReason says, in a sentence, why a choice made of the input has its isolation. Every Berth has it, so what the host found
+// out in detail stays with the Host.
 func IsolationReason(in Input, c Choice) string {
 	i := slices.IndexFunc(in.Hosts, func(h HostState) bool { return h.Name == c.Host })
 	if i < 0 {
@@ -101,9 +100,9 @@ func IsolationReason(in Input, c Choice) string {
 	case asked(in.Isolation) == v1alpha1.IsolationAuto && c.Isolation == v1alpha1.IsolationMicroVM:
 		return fmt.Sprintf("%s says auto, and host %s proved microvm under KVM", in.IsolationBy, h.Name)
 	case asked(in.Isolation) == v1alpha1.IsolationAuto:
-		return fmt.Sprintf("%s says auto, and host %s has not proved microvm under KVM%s", in.IsolationBy, h.Name, because(vm))
+		return fmt.Sprintf("%s says auto, and host %s has not proved microvm under KVM (its probes say why)", in.IsolationBy, h.Name)
 	case c.Isolation == v1alpha1.IsolationMicroVM && vm.Accelerator != "":
-		return fmt.Sprintf("%s asks for it; host %s runs it under %s%s", in.IsolationBy, h.Name, strings.ToUpper(string(vm.Accelerator)), because(vm))
+		return fmt.Sprintf("%s asks for it; host %s runs it under %s", in.IsolationBy, h.Name, strings.ToUpper(string(vm.Accelerator)))
 	}
 	return in.IsolationBy + " asks for it"
 }

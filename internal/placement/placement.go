@@ -2,10 +2,10 @@
 package placement
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"slices"
-	"sort"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -48,6 +48,8 @@ type Input struct {
 	ProfileName string
 	Subnets     []SubnetState
 	Hosts       []HostState
+	// Topology judges by other pods; nil: nothing is to be judged.
+	Topology Topology
 }
 
 // Choice is where a pod goes.
@@ -69,16 +71,14 @@ func (e *NodeSelectorError) WaitsFor() string {
 // NoCapacityError says that no host or subnet has room now; Details say which is short of what.
 type NoCapacityError struct{ Details []string }
 
-func (e *NoCapacityError) Error() string {
-	return eks.MessageNoCapacity + " (" + strings.Join(e.Details, "; ") + ")"
-}
+func (e *NoCapacityError) Error() string { return message(eks.MessageNoCapacity, e.Details) }
 
 // WaitsFor is what would let the pod run.
 func (e *NoCapacityError) WaitsFor() string { return "room on a host and an address in a subnet" }
 
-// Labels that the node of a pod in the zone has, as far as selectors can know them beforehand (facts 2.7).
-func Labels(region, zone string) map[string]string {
-	return map[string]string{
+// Labels that the node of a pod in the zone, on the host, has, as far as selectors can know them beforehand (facts 2.7).
+func Labels(region, zone, host string) map[string]string {
+	labels := map[string]string{
 		eks.ComputeTypeKey:                  eks.ComputeTypeFargate,
 		corev1.LabelOSStable:                "linux",
 		corev1.LabelArchStable:              runtime.GOARCH,
@@ -89,93 +89,203 @@ func Labels(region, zone string) map[string]string {
 		corev1.LabelFailureDomainBetaRegion: region,
 		corev1.LabelFailureDomainBetaZone:   zone,
 	}
+	if host != "" {
+		labels[v1alpha1.LabelHost] = host
+	}
+	return labels
 }
 
-// Choose picks the subnet with the fewest pods of the profile (then the most free addresses, then by name) among those
-// whose zone the pod allows, and there the least loaded ready host that has room and can run the isolation. Errors:
-// *NodeSelectorError, *IsolationError, *NoCapacityError.
+// candidate is a subnet and a host of its zone whose node suits the pod's node selector and affinity.
+type candidate struct {
+	subnet    SubnetState
+	host      HostState
+	isolation v1alpha1.Isolation
+	score     int64
+}
+
+func (c candidate) spot() Spot { return Spot{c.subnet.Zone, c.host.Name} }
+
+// Choose picks, of the subnets and hosts that have room, that can run the isolation and that the pod's node selector, node
+// affinity, topology spread constraints and pod affinity allow, those that its preferences score best; then the subnet with
+// the fewest pods of the profile, then the most free addresses, then the least loaded host. Errors: *NodeSelectorError,
+// *IsolationError, *TopologyError, *NoCapacityError, or what Input.Topology fails with.
 func Choose(in Input, region string) (Choice, error) {
-	affinity := nodeaffinity.GetRequiredNodeAffinity(in.Pod)
-	subnets := slices.DeleteFunc(slices.Clone(in.Subnets), func(s SubnetState) bool {
-		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Labels: Labels(region, s.Zone)}}
-		ok, err := affinity.Match(node)
-		return err != nil || !ok
-	})
-	if len(subnets) == 0 {
-		if len(in.Subnets) == 0 {
-			return Choice{}, &NoCapacityError{[]string{"profile " + in.ProfileName + " has no subnet"}}
-		}
-		return Choice{}, &NodeSelectorError{in.ProfileName}
+	if len(in.Subnets) == 0 {
+		return Choice{}, &NoCapacityError{[]string{"profile " + in.ProfileName + " has no subnet"}}
 	}
-	if err := noIsolation(in, subnets); err != nil {
+	candidates, short, err := suitable(in, region)
+	if err != nil {
 		return Choice{}, err
 	}
-	sort.Slice(subnets, func(i, j int) bool {
-		a, b := subnets[i], subnets[j]
-		switch {
-		case a.Pods != b.Pods:
-			return a.Pods < b.Pods
-		case a.FreeIPs != b.FreeIPs:
-			return a.FreeIPs > b.FreeIPs
-		}
-		return a.Name < b.Name
-	})
-	var short []string
-	for _, s := range subnets {
-		if s.FreeIPs <= 0 {
-			short = append(short, fmt.Sprintf("subnet %s has no free address (0 of %d)", s.Name, s.Size))
-			continue
-		}
-		host, isolation, why := chooseHost(in, s.Zone)
-		if host != "" {
-			return Choice{s.Name, s.Zone, host, isolation}, nil
-		}
-		short = append(short, why...)
+	candidates, cannot, err := isolated(in, candidates)
+	if err != nil {
+		return Choice{}, err
 	}
-	sort.Strings(short)
-	return Choice{}, &NoCapacityError{slices.Compact(short)}
+	candidates, banned, err := allowed(in, candidates)
+	if err != nil {
+		return Choice{}, err
+	}
+	roomy, lacking := withRoom(in, candidates)
+	if len(roomy) == 0 {
+		if len(candidates) == 0 && len(banned) > 0 {
+			return Choice{}, &TopologyError{in.ProfileName, sorted(banned)}
+		}
+		return Choice{}, &NoCapacityError{sorted(slices.Concat(short, cannot, lacking, banned))}
+	}
+	if err := score(in, roomy); err != nil {
+		return Choice{}, err
+	}
+	best := slices.MinFunc(roomy, compare)
+	return Choice{best.subnet.Name, best.subnet.Zone, best.host.Name, best.isolation}, nil
 }
 
-func chooseHost(in Input, zone string) (string, v1alpha1.Isolation, []string) {
-	var why []string
-	best, bestLoad := -1, 0.0
-	var isolation v1alpha1.Isolation
-	for i, h := range in.Hosts {
-		iso, short := fits(in, h, zone)
-		if short != "" {
-			why = append(why, short)
+// suitable pairs each subnet with the hosts of its zone, where the pod's node selector and affinity suit; short says what
+// there is no host for.
+func suitable(in Input, region string) (out []candidate, short []string, err error) {
+	affinity := nodeaffinity.GetRequiredNodeAffinity(in.Pod)
+	suits := func(zone, host string) bool {
+		ok, err := affinity.Match(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Labels: Labels(region, zone, host)}})
+		return err == nil && ok
+	}
+	met := false
+	for _, s := range in.Subnets {
+		served := false
+		for _, h := range in.Hosts {
+			if !slices.Contains(h.Zones, s.Zone) {
+				continue
+			}
+			served = true
+			if suits(s.Zone, h.Name) {
+				met = true
+				out = append(out, candidate{subnet: s, host: h})
+			}
+		}
+		if served || !suits(s.Zone, "") {
 			continue
 		}
-		load := ratio(h.Used[corev1.ResourceMemory], h.Capacity[corev1.ResourceMemory])
-		if best < 0 || load < bestLoad || load == bestLoad && h.Name < in.Hosts[best].Name {
-			best, bestLoad, isolation = i, load, iso
+		met = true
+		for _, h := range in.Hosts {
+			short = append(short, fmt.Sprintf("host %s does not serve zone %s", h.Name, s.Zone))
+		}
+		if len(in.Hosts) == 0 {
+			short = append(short, "no host has joined the cluster")
 		}
 	}
-	if best < 0 {
-		if len(why) == 0 {
-			why = []string{"no host has joined the cluster"}
-		}
-		return "", "", why
+	if !met {
+		return nil, nil, &NodeSelectorError{in.ProfileName}
 	}
-	return in.Hosts[best].Name, isolation, nil
+	return out, short, nil
 }
 
-func fits(in Input, h HostState, zone string) (v1alpha1.Isolation, string) {
-	switch {
-	case !slices.Contains(h.Zones, zone):
-		return "", fmt.Sprintf("host %s does not serve zone %s", h.Name, zone)
-	case !h.Ready:
-		return "", fmt.Sprintf("host %s is not ready", h.Name)
+// allowed leaves out what spread constraints and pod affinity forbid, and says why.
+func allowed(in Input, candidates []candidate) (out []candidate, banned []string, err error) {
+	if in.Topology == nil {
+		return candidates, nil, nil
 	}
-	iso, short := isolationOn(in.Isolation, h)
-	if iso == "" {
-		return "", short
+	spots := in.spots()
+	reasons, err := in.Topology.Filter(in.Pod, spots)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look at the pod's spread constraints and pod affinity: %w", err)
+	}
+	why := map[Spot]string{}
+	for i, s := range spots {
+		why[s] = reasons[i]
+	}
+	for _, c := range candidates {
+		if reason := why[c.spot()]; reason != "" {
+			banned = append(banned, fmt.Sprintf("zone %s, host %s: %s", c.subnet.Zone, c.host.Name, reason))
+			continue
+		}
+		out = append(out, c)
+	}
+	return out, banned, nil
+}
+
+// spots are all that the profile has, whether they suit the pod or not.
+func (in Input) spots() []Spot {
+	var out []Spot
+	for _, s := range in.Subnets {
+		for _, h := range in.Hosts {
+			if spot := (Spot{s.Zone, h.Name}); slices.Contains(h.Zones, s.Zone) && !slices.Contains(out, spot) {
+				out = append(out, spot)
+			}
+		}
+	}
+	return out
+}
+
+// withRoom leaves out what has no address or no room, and says what is short where.
+func withRoom(in Input, candidates []candidate) (out []candidate, short []string) {
+	for _, c := range candidates {
+		if c.subnet.FreeIPs <= 0 {
+			short = append(short, fmt.Sprintf("subnet %s has no free address (0 of %d)", c.subnet.Name, c.subnet.Size))
+			continue
+		}
+		if why := lacks(in.Size, c.host); why != "" {
+			short = append(short, why)
+			continue
+		}
+		out = append(out, c)
+	}
+	return out, short
+}
+
+func score(in Input, candidates []candidate) error {
+	if in.Topology == nil {
+		return nil
+	}
+	var spots []Spot
+	for _, c := range candidates {
+		if !slices.Contains(spots, c.spot()) {
+			spots = append(spots, c.spot())
+		}
+	}
+	scores, err := in.Topology.Score(in.Pod, spots)
+	if err != nil {
+		return fmt.Errorf("score the pod's spread constraints and affinities: %w", err)
+	}
+	for i := range candidates {
+		candidates[i].score = scores[slices.Index(spots, candidates[i].spot())]
+	}
+	return nil
+}
+
+// compare puts the better candidate first.
+func compare(a, b candidate) int {
+	return cmp.Or(
+		cmp.Compare(b.score, a.score),
+		cmp.Compare(a.subnet.Pods, b.subnet.Pods),
+		cmp.Compare(b.subnet.FreeIPs, a.subnet.FreeIPs),
+		cmp.Compare(a.subnet.Name, b.subnet.Name),
+		cmp.Compare(a.host.load(), b.host.load()),
+		cmp.Compare(a.host.Name, b.host.Name),
+	)
+}
+
+func (h HostState) load() float64 {
+	return ratio(h.Used[corev1.ResourceMemory], h.Capacity[corev1.ResourceMemory])
+}
+
+// sorted is each of the texts once: the same input must give the same text.
+func sorted(texts []string) []string {
+	slices.Sort(texts)
+	return slices.Compact(texts)
+}
+
+func message(text string, details []string) string {
+	return text + " (" + strings.Join(details, "; ") + ")"
+}
+
+// lacks is what the host has too little of for the size; empty: nothing.
+func lacks(size v1alpha1.Size, h HostState) string {
+	if !h.Ready {
+		return fmt.Sprintf("host %s is not ready", h.Name)
 	}
 	// In a fixed order: the same input must give the same text, or a waiting pod's event is said anew at every retry.
 	for _, n := range []struct {
 		name corev1.ResourceName
 		need resource.Quantity
-	}{{corev1.ResourceCPU, in.Size.CPU}, {corev1.ResourceMemory, in.Size.Memory}, {corev1.ResourceEphemeralStorage, in.Size.EphemeralStorage}} {
+	}{{corev1.ResourceCPU, size.CPU}, {corev1.ResourceMemory, size.Memory}, {corev1.ResourceEphemeralStorage, size.EphemeralStorage}} {
 		name, need := n.name, n.need
 		capacity, limited := h.Capacity[name]
 		if !limited {
@@ -184,10 +294,10 @@ func fits(in Input, h HostState, zone string) (v1alpha1.Isolation, string) {
 		free := capacity.DeepCopy()
 		free.Sub(h.Used[name])
 		if free.Cmp(need) < 0 {
-			return "", fmt.Sprintf("host %s has %s %s free, the pod needs %s", h.Name, free.String(), name, need.String())
+			return fmt.Sprintf("host %s has %s %s free, the pod needs %s", h.Name, free.String(), name, need.String())
 		}
 	}
-	return iso, ""
+	return ""
 }
 
 func ratio(used, capacity resource.Quantity) float64 {

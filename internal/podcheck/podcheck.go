@@ -46,28 +46,7 @@ func Violations(pod *corev1.Pod, opts Options) []string {
 	}
 	add(hostNamespaces(&pod.Spec))
 	containers := append(append([]corev1.Container(nil), pod.Spec.InitContainers...), pod.Spec.Containers...)
-	if !opts.AllowPrivileged {
-		add(securityContexts(containers))
-	}
-	if v := volumes(pod, opts); len(v) > 0 {
-		add("volumes not supported: " + strings.Join(v, ", "))
-	}
-	devices, ports := false, false
-	for _, c := range containers {
-		devices = devices || len(c.VolumeDevices) > 0
-		for _, p := range c.Ports {
-			ports = ports || p.HostPort > 0 || p.HostIP != ""
-		}
-	}
-	if devices {
-		add("volumeDevices not supported")
-	}
-	if ports {
-		add("port contains HostIP or HostPort")
-	}
-	if names := foreignResources(containers); len(names) > 0 {
-		add("resources not supported: " + strings.Join(names, ", "))
-	}
+	out = append(out, containerViolations(containers, volumes(pod, opts), opts)...)
 	for _, annotation := range []string{AnnotationIngress, AnnotationEgress} {
 		add(bandwidths(pod)[annotation])
 	}

@@ -21,14 +21,14 @@ import (
 	"github.com/berth-run/berth/internal/eks"
 )
 
-// URL of the webhook on its own machine; on EKS the port is eks.WebhookPort (facts 2.1).
-func URL(port int) string { return fmt.Sprintf("https://127.0.0.1:%d%s", port, Path) }
+// URL of the webhooks on their own machine, less the path; on EKS the port is eks.WebhookPort (facts 2.1).
+func URL(port int) string { return fmt.Sprintf("https://127.0.0.1:%d", port) }
 
 // Registration keeps the MutatingWebhookConfiguration as it is to be: it is written at the start, and again when somebody
 // changes or deletes it, because without it new pods silently go to the default scheduler.
 type Registration struct {
 	Client client.Client
-	// URL of the webhook and CA (PEM) that verifies its certificate.
+	// URL of the webhooks, less the path, and CA (PEM) that verifies their certificate.
 	URL string
 	CA  []byte
 }
@@ -50,7 +50,7 @@ func (r *Registration) Reconcile(ctx context.Context, req reconcile.Request) (re
 	}
 	config := &admissionregistration.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: eks.WebhookConfigurationName}}
 	_, err := controllerutil.CreateOrUpdate(ctx, r.Client, config, func() error {
-		config.Webhooks = []admissionregistration.MutatingWebhook{hook(r.URL, r.CA)}
+		config.Webhooks = hooks(r.URL, r.CA)
 		return nil
 	})
 	switch {
@@ -68,16 +68,24 @@ func (r *Registration) Check(req *http.Request) error {
 	if err := r.Client.Get(req.Context(), client.ObjectKey{Name: eks.WebhookConfigurationName}, &config); err != nil {
 		return fmt.Errorf("the admission webhook is not registered: %w", err)
 	}
-	if !equality.Semantic.DeepEqual(config.Webhooks, []admissionregistration.MutatingWebhook{hook(r.URL, r.CA)}) {
+	if !equality.Semantic.DeepEqual(config.Webhooks, hooks(r.URL, r.CA)) {
 		return fmt.Errorf("the admission webhook's registration %s was changed by somebody else", config.Name)
 	}
 	return nil
 }
 
-// hook is the webhook as EKS registers it (facts 2.1).
-func hook(url string, caBundle []byte) admissionregistration.MutatingWebhook {
+// hooks are two, as on EKS (facts 2.1): one that marks pods, and one, of which nothing is known there, that looks at the
+// ephemeral containers which are put into them.
+func hooks(url string, caBundle []byte) []admissionregistration.MutatingWebhook {
+	pods := hook(eks.WebhookConfigurationName, url+Path, caBundle, admissionregistration.Create, "pods", "*")
+	debug := hook(debugHook, url+DebugPath, caBundle, admissionregistration.Update, "pods/ephemeralcontainers", "")
+	return []admissionregistration.MutatingWebhook{pods, debug}
+}
+
+// hook is a webhook as EKS registers it (facts 2.1).
+func hook(name, url string, caBundle []byte, operation admissionregistration.OperationType, resource, group string) admissionregistration.MutatingWebhook {
 	return admissionregistration.MutatingWebhook{
-		Name:                    eks.WebhookConfigurationName,
+		Name:                    name,
 		ClientConfig:            admissionregistration.WebhookClientConfig{URL: &url, CABundle: caBundle},
 		FailurePolicy:           ptr.To(admissionregistration.Ignore),
 		MatchPolicy:             ptr.To(admissionregistration.Equivalent),
@@ -88,9 +96,9 @@ func hook(url string, caBundle []byte) admissionregistration.MutatingWebhook {
 		NamespaceSelector:       &metav1.LabelSelector{},
 		ObjectSelector:          &metav1.LabelSelector{},
 		Rules: []admissionregistration.RuleWithOperations{{
-			Operations: []admissionregistration.OperationType{admissionregistration.Create},
+			Operations: []admissionregistration.OperationType{operation},
 			Rule: admissionregistration.Rule{
-				APIGroups: []string{"*"}, APIVersions: []string{"*"}, Resources: []string{"pods"}, Scope: ptr.To(admissionregistration.AllScopes),
+				APIGroups: []string{group}, APIVersions: []string{"*"}, Resources: []string{resource}, Scope: ptr.To(admissionregistration.AllScopes),
 			},
 		}},
 	}

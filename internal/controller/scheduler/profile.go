@@ -38,9 +38,8 @@ func (r *Reconciler) profileOf(ctx context.Context, pod *corev1.Pod) (*v1alpha1.
 			return profile, nil, nil
 		}
 	}
-	return nil, &refusal{corev1.PodReasonUnschedulable,
-		eks.MessageNotAuthorized(fmt.Sprintf("no selector of fargate profile %s matches the pod's namespace and labels", name)),
-		"the selectors of profile " + name + ", or the pod's labels, to change"}, nil
+	return nil, unschedulable(eks.MessageNotAuthorized(fmt.Sprintf("no selector of fargate profile %s matches the pod's namespace and labels", name)),
+		"the selectors of profile "+name+", or the pod's labels, to change"), nil
 }
 
 func (r *Reconciler) matching(ctx context.Context, pod *corev1.Pod, namespace match.Namespace) (*v1alpha1.FargateProfile, *refusal, error) {
@@ -51,11 +50,11 @@ func (r *Reconciler) matching(ctx context.Context, pod *corev1.Pod, namespace ma
 	d := match.Select(profiles.Items, pod, namespace)
 	switch {
 	case d.LeftAlone:
-		return nil, &refusal{corev1.PodReasonUnschedulable, eks.MessageNotAuthorized(
-			fmt.Sprintf("it asks for scheduler %s, but %s. Remove spec.schedulerName, or that", eks.SchedulerName, d.Reason)), ""}, nil
+		return nil, unschedulable(eks.MessageNotAuthorized(
+			fmt.Sprintf("it asks for scheduler %s, but %s. Remove spec.schedulerName, or that", eks.SchedulerName, d.Reason)), ""), nil
 	case d.Profile == nil:
-		return nil, &refusal{corev1.PodReasonUnschedulable, eks.MessageNotAuthorized(
-			fmt.Sprintf("it asks for scheduler %s, but %s", eks.SchedulerName, d.Reason)), "a profile that matches"}, nil
+		return nil, unschedulable(eks.MessageNotAuthorized(
+			fmt.Sprintf("it asks for scheduler %s, but %s", eks.SchedulerName, d.Reason)), "a profile that matches"), nil
 	case !ready(d.Profile):
 		return nil, misconfigured(d.Profile.Name), nil
 	}
@@ -67,5 +66,5 @@ func ready(p *v1alpha1.FargateProfile) bool {
 }
 
 func misconfigured(profile string) *refusal {
-	return &refusal{corev1.PodReasonUnschedulable, eks.MessageMisconfigured(profile), "profile " + profile + " to be ACTIVE"}
+	return unschedulable(eks.MessageMisconfigured(profile), "profile "+profile+" to be ACTIVE")
 }

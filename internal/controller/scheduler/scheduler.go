@@ -104,7 +104,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if refusal != nil {
 		return reconcile.Result{RequeueAfter: retryInterval}, r.refuse(ctx, &pod, *refusal)
 	}
-	switch err := r.bind(ctx, &pod, berth); {
+	logging, why, err := r.logging(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	switch err := r.bind(ctx, &pod, berth, logging); {
 	case apierrors.IsNotFound(err): // deleted meanwhile
 		return reconcile.Result{}, nil
 	case apierrors.IsConflict(err): // bound already, as the cache will soon show, or being deleted
@@ -114,18 +118,34 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	}
 	r.said.Delete(req.NamespacedName)
 	podsBound.Inc()
+	r.Recorder.Event(&pod, corev1.EventTypeWarning, eks.EventLoggingDisabled, why)
 	r.Recorder.Event(&pod, corev1.EventTypeNormal, eks.EventScheduled, eks.MessageScheduled(pod.Namespace, pod.Name, berth.Spec.NodeName))
 	return reconcile.Result{}, nil
 }
 
 // refusal is why a pod cannot run now: the reason of its condition PodScheduled, a sentence, and what would change it, if
 // anything does.
-type refusal struct{ reason, message, waitsFor string }
+type refusal struct {
+	reason, message, waitsFor string
+	// topology: it is about spread constraints or pod affinity, which other pods change.
+	topology bool
+}
 
-// key is the part of the message that makes it another one: how much room is lacking changes all the time.
+// unschedulable is a refusal with the reason that kube-scheduler gives.
+func unschedulable(message, waitsFor string) *refusal {
+	return &refusal{reason: corev1.PodReasonUnschedulable, message: message, waitsFor: waitsFor}
+}
+
+// topologyKey is the key of refusals for which the message lists places that come and go.
+const topologyKey = "topology"
+
+// key is the part of the message that makes it another one: how much room is lacking, and where, changes all the time.
 func (r refusal) key() string {
-	if strings.HasPrefix(r.message, eks.MessageNoCapacity) {
+	switch {
+	case strings.HasPrefix(r.message, eks.MessageNoCapacity):
 		return eks.MessageNoCapacity
+	case r.topology:
+		return topologyKey
 	}
 	return r.message
 }
@@ -135,8 +155,7 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	existing := &v1alpha1.Berth{}
 	err := r.Client.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: BerthName(pod)}, existing)
 	if err == nil && existing.DeletionTimestamp != nil {
-		return nil, &refusal{corev1.PodReasonUnschedulable, fmt.Sprintf("The pod's berth %s is being removed; the pod gets another one then", existing.Name),
-			"that berth to go"}, nil
+		return nil, unschedulable(fmt.Sprintf("The pod's berth %s is being removed; the pod gets another one then", existing.Name), "that berth to go"), nil
 	}
 	if err == nil {
 		return existing, nil, nil
@@ -154,11 +173,11 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	isolation, refused := match.IsolationFor(profile, pod.Annotations, r.Isolation)
 	check := podcheck.Options{PVC: r.claim(ctx), IsolationRefused: refused, AllowPrivileged: match.AllowsPrivileged(profile, isolation.Isolation)}
 	if violations := podcheck.Violations(pod, check); len(violations) > 0 {
-		return nil, &refusal{eks.ReasonUnsupported, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, check)}, nil
+		return nil, &refusal{reason: eks.ReasonUnsupported, message: eks.MessageUnsupported(violations), waitsFor: podcheck.WaitsFor(pod, check)}, nil
 	}
 	size, err := sizing.ForPod(&pod.Spec, profile.Spec.Sizing)
 	if err != nil {
-		return nil, &refusal{eks.ReasonTooLarge, err.Error(), ""}, nil //nolint:nilerr // it is the answer
+		return nil, &refusal{reason: eks.ReasonTooLarge, message: err.Error()}, nil //nolint:nilerr // it is the answer
 	}
 	return r.place(ctx, pod, wanted{profile, size, isolation})
 }
@@ -248,24 +267,29 @@ func (r *Reconciler) choose(ctx context.Context, pod *corev1.Pod, want wanted) (
 	if err := r.Addresses.Sync(ctx, r.Client, now); err != nil {
 		return nil, nil, err
 	}
-	in, err := r.snapshot(ctx, want.profile, now)
+	in, err := r.snapshot(ctx, pod, want.profile, now)
 	if err != nil {
 		return nil, nil, err
 	}
 	in.Pod, in.Size, in.ProfileName = pod, want.size, want.profile.Name
 	in.Isolation, in.IsolationBy = want.isolation.Isolation, want.isolation.By
 	choice, err := placement.Choose(in, r.Region)
-	var waits interface{ WaitsFor() string }
-	switch {
-	case errors.As(err, &waits):
-		return nil, &refusal{corev1.PodReasonUnschedulable, err.Error(), waits.WaitsFor()}, nil
-	case err != nil:
+	var waits interface {
+		error
+		WaitsFor() string
+	}
+	if errors.As(err, &waits) {
+		no := unschedulable(err.Error(), waits.WaitsFor())
+		_, no.topology = waits.(*placement.TopologyError)
+		return nil, no, nil
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	addr, err := r.Addresses.Take(choice.Subnet, pod.UID, now)
 	if err != nil {
 		noRoom := &placement.NoCapacityError{Details: []string{err.Error()}}
-		return nil, &refusal{corev1.PodReasonUnschedulable, noRoom.Error(), noRoom.WaitsFor()}, nil
+		return nil, unschedulable(noRoom.Error(), noRoom.WaitsFor()), nil
 	}
 	berth := newBerth(pod, want, choice, eks.NodeName(addr, r.Region), addr.String(), now)
 	berth.Spec.IsolationReason = placement.IsolationReason(in, choice)
@@ -305,12 +329,14 @@ func bandwidth(pod *corev1.Pod) *v1alpha1.Bandwidth {
 	return &v1alpha1.Bandwidth{Ingress: ingress, Egress: egress}
 }
 
-// bind binds the pod to its node; annotation and label (which a pod without a webhook lacks) travel with the binding, in one write.
-func (r *Reconciler) bind(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.Berth) error {
+// bind binds the pod to its node; annotations and label (which a pod without a webhook lacks) travel with the binding, in one write.
+func (r *Reconciler) bind(ctx context.Context, pod *corev1.Pod, berth *v1alpha1.Berth, logging string) error {
 	binding := &corev1.Binding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
-			Labels:      map[string]string{eks.LabelProfile: berth.Spec.ProfileName},
-			Annotations: map[string]string{eks.AnnotationCapacityProvisioned: sizing.CapacityProvisioned(berth.Spec.Size)}},
+			Labels: map[string]string{eks.LabelProfile: berth.Spec.ProfileName},
+			Annotations: map[string]string{
+				eks.AnnotationCapacityProvisioned: sizing.CapacityProvisioned(berth.Spec.Size), eks.AnnotationLogging: logging,
+			}},
 		Target: corev1.ObjectReference{Kind: "Node", Name: berth.Spec.NodeName},
 	}
 	if err := r.Client.SubResource("binding").Create(ctx, pod, binding); err != nil {

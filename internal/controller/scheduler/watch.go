@@ -2,11 +2,13 @@ package scheduler
 
 import (
 	"context"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -33,6 +35,7 @@ func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.Subnet{}, waiting).
 		Watches(&v1alpha1.Host{}, waiting, builder.WithPredicates(predicate.Funcs{UpdateFunc: hostChanged})).
 		Watches(&v1alpha1.Berth{}, handler.EnqueueRequestsFromMapFunc(r.waitingForRoom)).
+		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(r.waitingForOthers), builder.WithPredicates(neighbourChanged)).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.waitingForClaim)).
 		Watches(&corev1.PersistentVolume{}, handler.EnqueueRequestsFromMapFunc(r.waitingForVolume)).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(r.waitingIn), builder.WithPredicates(predicate.LabelChangedPredicate{})).
@@ -55,7 +58,30 @@ func hostChanged(e event.UpdateEvent) bool {
 		!equality.Semantic.DeepEqual(before.Status.Probes, now.Status.Probes)
 }
 
-// waitingForRoom: a Berth gives its room back when it is deleted, and already when its pod has completed.
+// neighbourChanged lets through what changes the judgement of others' spread constraints and pod affinity: another pod's
+// labels, and its end. That it was placed shows in its Berth.
+var neighbourChanged = predicate.Funcs{
+	CreateFunc:  func(event.CreateEvent) bool { return false },
+	GenericFunc: func(event.GenericEvent) bool { return false },
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		return !maps.Equal(e.ObjectOld.GetLabels(), e.ObjectNew.GetLabels()) || (e.ObjectOld.GetDeletionTimestamp() == nil) != (e.ObjectNew.GetDeletionTimestamp() == nil)
+	},
+}
+
+// waitingForOthers are the pods that spread constraints or pod affinity left no place.
+func (r *Reconciler) waitingForOthers(context.Context, client.Object) []reconcile.Request {
+	var out []reconcile.Request
+	r.said.Range(func(pod, last any) bool {
+		if name, ok := pod.(types.NamespacedName); ok && last.(saying).key == topologyKey {
+			out = append(out, reconcile.Request{NamespacedName: name})
+		}
+		return true
+	})
+	return out
+}
+
+// waitingForRoom: a Berth gives its room back when it is deleted, and already when its pod has completed. Until then it only
+// matters to those who look at other pods.
 func (r *Reconciler) waitingForRoom(ctx context.Context, o client.Object) []reconcile.Request {
 	berth, ok := o.(*v1alpha1.Berth)
 	switch {
@@ -64,7 +90,7 @@ func (r *Reconciler) waitingForRoom(ctx context.Context, o client.Object) []reco
 	case berth.DeletionTimestamp != nil:
 		r.forget(berth)
 	case berth.Status.Timeline.Completed == nil:
-		return nil
+		return r.waitingForOthers(ctx, o)
 	}
 	return r.waiting(ctx, o)
 }

@@ -196,7 +196,7 @@ func Uplink() (mtu int, address string) {
 // Down removes all that Up and the pods left on the host: links, routes and the nftables table.
 func Down(ctx context.Context) error {
 	var failed []error
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		failed = append(failed, fmt.Errorf("list links: %w", err))
 	}

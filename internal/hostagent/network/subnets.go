@@ -86,7 +86,7 @@ func routeSubnets(pods []netip.Prefix, vpc netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("find link %s: %w", layout.GatewayLink, err)
 	}
-	there, err := netlink.RouteList(link, netlink.FAMILY_V4)
+	there, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(link, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list the routes of %s: %w", layout.GatewayLink, err)
 	}
@@ -115,9 +115,22 @@ func routeSubnets(pods []netip.Prefix, vpc netip.Prefix) error {
 	return nil
 }
 
+// listTries is how often a list is asked for that changes while it is read, as links and routes do where pods come and go.
+const listTries = 20
+
+// whole asks for a list until nothing has changed while it was read.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	for try := 1; ; try++ {
+		out, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == listTries {
+			return out, err
+		}
+	}
+}
+
 // Networks are those that the host is in by itself: a subnet that overlaps one could not be told from it.
 func Networks() ([]netip.Prefix, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("read the machine's routes: %w", err)
 	}

@@ -69,7 +69,7 @@ func (a *Agent) perform(ctx context.Context, session *yamux.Session, conn *buffe
 func (a *Agent) change(ctx context.Context, conn *bufferedConn, r *guestapi.Request) error {
 	switch {
 	case r.Op == guestapi.OpConfigure && r.Configure != nil:
-		return machine.Configure(ctx, a.disks, r.Configure)
+		return a.configure(ctx, r.Configure)
 	case r.Op == guestapi.OpMemory:
 		return machine.AddMemory(r.Memory)
 	case r.Op == guestapi.OpClock && r.Clock != nil:
@@ -82,6 +82,20 @@ func (a *Agent) change(ctx context.Context, conn *bufferedConn, r *guestapi.Requ
 		return files.Put(guestapi.FilesDir, r.Put.Target, conn, r.Put.Atomic)
 	}
 	return fmt.Errorf("op %q: %w, or this guest does not know it", r.Op, errIncomplete)
+}
+
+func (a *Agent) configure(ctx context.Context, wanted *guestapi.Configure) error {
+	if err := machine.Configure(ctx, a.disks, wanted); err != nil {
+		return err
+	}
+	if machine.Emulated() {
+		go func() {
+			if err := a.tasks.Warm(context.WithoutCancel(ctx)); err != nil {
+				slog.Warn("the first container will start slowly", "error", err)
+			}
+		}()
+	}
+	return nil
 }
 
 // serveTasks serves the task service on the stream, and nothing else after it.

@@ -18,21 +18,21 @@ import (
 	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
 
-// addExec makes and starts another process of a container.
-func (m *vm) addExec(id, exec string, terminal bool, args ...string) {
+// addExec makes and starts another process of container main.
+func (m *vm) addExec(exec string, terminal bool, args ...string) {
 	m.t.Helper()
 	spec, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}, Terminal: terminal})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	request := &api.ExecProcessRequest{ID: id, ExecID: exec, Terminal: terminal, Stdin: "0", Stdout: "1", Spec: &anypb.Any{Value: spec}}
+	request := &api.ExecProcessRequest{ID: "main", ExecID: exec, Terminal: terminal, Stdin: "0", Stdout: "1", Spec: &anypb.Any{Value: spec}}
 	if !terminal {
 		request.Stderr = "2"
 	}
 	if _, err := m.tasks.Exec(m.t.Context(), request); err != nil {
 		m.t.Fatal(err)
 	}
-	if _, err := m.tasks.Start(m.t.Context(), &api.StartRequest{ID: id, ExecID: exec}); err != nil {
+	if _, err := m.tasks.Start(m.t.Context(), &api.StartRequest{ID: "main", ExecID: exec}); err != nil {
 		m.t.Fatal(err)
 	}
 }
@@ -111,7 +111,7 @@ func TestProcesses(t *testing.T) {
 	})
 
 	t.Run("stdin is the process's until it is closed", func(t *testing.T) {
-		m.addExec("main", "wc", false, "wc", "-c")
+		m.addExec("wc", false, "wc", "-c")
 		in := m.stdio("main", "wc", 0)
 		if _, err := io.WriteString(in, strings.Repeat("x", 200000)); err != nil {
 			t.Fatal(err)
@@ -128,7 +128,7 @@ func TestProcesses(t *testing.T) {
 	})
 
 	t.Run("CloseIO closes stdin", func(t *testing.T) {
-		m.addExec("main", "cat", false, "cat")
+		m.addExec("cat", false, "cat")
 		if _, err := m.tasks.CloseIO(t.Context(), &api.CloseIORequest{ID: "main", ExecID: "cat", Stdin: true}); err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +138,7 @@ func TestProcesses(t *testing.T) {
 	})
 
 	t.Run("a terminal is one, with a size", func(t *testing.T) {
-		m.addExec("main", "tty", true, "sh", "-c", "read line; echo got $line; stty size; exit 3")
+		m.addExec("tty", true, "sh", "-c", "read line; echo got $line; stty size; exit 3")
 		if _, err := m.tasks.ResizePty(t.Context(), &api.ResizePtyRequest{ID: "main", ExecID: "tty", Width: 91, Height: 17}); err != nil {
 			t.Fatal(err)
 		}
@@ -157,7 +157,7 @@ func TestProcesses(t *testing.T) {
 	t.Run("many processes exit with their own codes", func(t *testing.T) {
 		for i := range 5 {
 			exec := "n" + string(rune('0'+i))
-			m.addExec("main", exec, false, "sh", "-c", "exit "+string(rune('0'+i)))
+			m.addExec(exec, false, "sh", "-c", "exit "+string(rune('0'+i)))
 			if status := m.wait("main", exec); status != i {
 				t.Errorf("exit %d is %d", i, status)
 			}
@@ -168,7 +168,7 @@ func TestProcesses(t *testing.T) {
 	})
 
 	t.Run("a signal ends an exec", func(t *testing.T) {
-		m.addExec("main", "sleep", false, "sleep", "1000")
+		m.addExec("sleep", false, "sleep", "1000")
 		m.kill("main", "sleep", 9, false)
 		if status := m.wait("main", "sleep"); status != 137 {
 			t.Errorf("status %d", status)

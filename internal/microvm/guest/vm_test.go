@@ -63,6 +63,14 @@ var theTemplate = sync.OnceValue(func() template {
 var buildOnce sync.Once
 var builtState string
 
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if builtState != "" {
+		_ = os.RemoveAll(filepath.Dir(builtState))
+	}
+	os.Exit(status)
+}
+
 // built boots the template once for all tests.
 func built(t testing.TB) template {
 	tmpl := theTemplate()

@@ -16,7 +16,7 @@ const (
 	// holeStart and holeEnd: the microvm machine has no memory between them, but devices.
 	holeStart, holeEnd = 0xc0000000, 0x1_0000_0000
 	// translationCache, and more for each further vCPU, bounds the memory in which QEMU keeps the code it makes of the guest's, in MiB. It
-	// fills up as the guest runs ever more different code, and is emptied when full. A booted kernel that runs a container takes 6.
+	// fills up as the guest runs ever more different code, and is emptied when full. To boot takes 8 % more processor time with 16 than with 64, and 45 % more with 8.
 	translationCache, moreTranslationCache = 16, 8
 	// agentPorts is the agent's port and the console port that is always there.
 	agentPorts = 2

@@ -13,13 +13,13 @@ import (
 	"github.com/opencontainers/cgroups/manager"
 
 	"github.com/berth-run/berth/internal/microvm/vmm"
+	"github.com/berth-run/berth/internal/microvm/vmm/vmmtest"
 )
 
-// TestQEMUIsConfined looks at a running QEMU from outside.
-func TestQEMUIsConfined(t *testing.T) {
-	suite := realSuite(t)
+// isConfined looks at a running QEMU from outside.
+func isConfined(t *testing.T, suite vmmtest.Suite, template vmm.Template) {
 	suite.Confinement.Cgroup = testCgroup(t)
-	m, _ := suite.Restore(t, suite.Template(t))
+	m, _ := suite.Restore(t, template)
 	proc := fmt.Sprintf("/proc/%d/", m.PID())
 
 	status := read(t, proc+"status")
@@ -126,13 +126,10 @@ func read(t *testing.T, path string) string {
 	return string(bytes.TrimRight(data, "\x00"))
 }
 
-// TestCgroupMustExist: without its cgroup a machine would not be held to its size.
-func TestCgroupMustExist(t *testing.T) {
-	suite := realSuite(t)
-	template := suite.Template(t)
+// needsItsCgroup: without it a machine would not be held to its size.
+func needsItsCgroup(t *testing.T, suite vmmtest.Suite, template vmm.Template) {
 	suite.Confinement.Cgroup = "/berth-test-that-does-not-exist"
-	host := vmm.Host{Name: "test", AgentSocket: filepath.Join(t.TempDir(), "a"), Tools: openTools(t, suite), Confinement: suite.Confinement}
-	m, err := suite.Driver.Restore(t.Context(), vmm.Restore{Host: host, Template: template})
+	m, err := suite.Driver.Restore(t.Context(), vmm.Restore{Host: testHost(t, &suite), Template: template})
 	if err == nil {
 		_ = m.Kill()
 	}

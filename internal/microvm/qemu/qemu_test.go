@@ -15,15 +15,26 @@ import (
 	"github.com/berth-run/berth/internal/microvm/vmm/vmmtest"
 )
 
-func TestQEMUPassesTheSuite(t *testing.T) { realSuite(t).Run(t) }
+// TestQEMU boots one template, which takes most of the time, for all that needs no more.
+func TestQEMU(t *testing.T) {
+	suite := realSuite(t)
+	dir := t.TempDir()
+	suite.Driver = qemu.New(qemu.Options{Acceleration: qemu.TCG, Dir: dir, Jail: jailProgram})
+	made := suite.Template(t)
+	t.Run("passes the suite", func(t *testing.T) { suite.Run(t, made) })
+	t.Run("is confined", func(t *testing.T) { isConfined(t, *suite, made) })
+	t.Run("needs its cgroup", func(t *testing.T) { needsItsCgroup(t, *suite, made) })
+	t.Run("refuses a template of another QEMU", func(t *testing.T) { refusesAnother(t, *suite, made) })
+	t.Run("makes its tree anew", func(t *testing.T) { makesTreeAnew(t, *suite, made, dir) })
+}
 
-// TestManyProcessors: the emulated ones, too, are threads of their own, and 16 is the most that a pod has.
+// TestManyProcessors: the emulated ones, too, are threads of their own.
 func TestManyProcessors(t *testing.T) {
 	suite := realSuite(t)
-	suite.Shape = template.Shapes[len(template.Shapes)-1]
+	suite.Shape = template.Shapes[2]
 	made := suite.Template(t)
 	_, host := suite.Restore(t, made)
-	if got, err := vmmtest.Ask(t.Context(), host.AgentSocket, "PROCESSORS"); err != nil || got != "16" {
+	if got, err := vmmtest.Ask(t.Context(), host.AgentSocket, "PROCESSORS"); err != nil || got != "4" {
 		t.Errorf("the guest has %q processors (%v)", got, err)
 	}
 }
@@ -77,9 +88,15 @@ func TestProbe(t *testing.T) {
 	const limit = 5 * time.Second
 	suite := realSuite(t)
 	guest := template.Guest{Kernel: suite.Guest.Kernel, Initrd: suite.Guest.Initrd, Tools: suite.Guest.Tools}
+	own, err := os.MkdirTemp("", "probe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(own) })
+	t.Setenv("TMPDIR", own)
 	ctx, cancel := context.WithTimeout(t.Context(), 6*limit)
 	defer cancel()
-	err := template.Probe(ctx, driver(t, qemu.KVM), guest, suite.Confinement, limit)
+	err = template.Probe(ctx, driver(t, qemu.KVM), guest, suite.Confinement, limit)
 	t.Log(err)
 	if ctx.Err() != nil {
 		t.Error("the probe knows no limit")
@@ -87,7 +104,7 @@ func TestProbe(t *testing.T) {
 	if err != nil && !errors.Is(err, vmm.ErrUnavailable) && !strings.Contains(err.Error(), "no usable KVM") {
 		t.Errorf("the probe fails with %v", err)
 	}
-	if left, err := filepath.Glob(filepath.Join(os.TempDir(), "berth-template*", "agent")); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(filepath.Join(own, "berth-template*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v (%v)", left, err)
 	}
 }
@@ -117,24 +134,17 @@ func TestUnfitQEMU(t *testing.T) {
 	}
 }
 
-// TestTemplateOfAnotherQEMU: a template is restored by the QEMU that made it, or not at all.
-func TestTemplateOfAnotherQEMU(t *testing.T) {
-	suite := realSuite(t)
-	made := suite.Template(t)
+// refusesAnother: a template is restored by the QEMU that made it, or not at all.
+func refusesAnother(t *testing.T, suite vmmtest.Suite, made vmm.Template) {
 	made.Monitor.Digest = strings.Repeat("0", 64)
-	host := vmm.Host{Name: "test", AgentSocket: filepath.Join(t.TempDir(), "a"), Tools: openTools(t, suite), Confinement: suite.Confinement}
-	if _, err := suite.Driver.Restore(t.Context(), vmm.Restore{Host: host, Template: made}); !errors.Is(err, vmm.ErrTemplate) ||
-		!strings.Contains(err.Error(), "berth template build") {
+	_, err := suite.Driver.Restore(t.Context(), vmm.Restore{Host: testHost(t, &suite), Template: made})
+	if !errors.Is(err, vmm.ErrTemplate) || !strings.Contains(err.Error(), "berth template build") {
 		t.Errorf("restore fails with %v", err)
 	}
 }
 
-// TestTreeComesBack: whoever tidies up must not make a template useless.
-func TestTreeComesBack(t *testing.T) {
-	suite := realSuite(t)
-	dir := t.TempDir()
-	suite.Driver = qemu.New(qemu.Options{Acceleration: qemu.TCG, Dir: dir, Jail: jailProgram})
-	made := suite.Template(t)
+// makesTreeAnew: whoever tidies up must not make a template useless.
+func makesTreeAnew(t *testing.T, suite vmmtest.Suite, made vmm.Template, dir string) {
 	trees, err := filepath.Glob(filepath.Join(dir, "qemu-*"))
 	if err != nil || len(trees) != 1 {
 		t.Fatalf("trees %v (%v)", trees, err)
@@ -146,4 +156,9 @@ func TestTreeComesBack(t *testing.T) {
 	if got, err := vmmtest.Ask(t.Context(), host.AgentSocket, "PING"); err != nil || got != "PONG" {
 		t.Errorf("the guest answers %q (%v)", got, err)
 	}
+}
+
+func testHost(t *testing.T, s *vmmtest.Suite) vmm.Host {
+	t.Helper()
+	return vmm.Host{Name: "test", AgentSocket: filepath.Join(t.TempDir(), "a"), Tools: openTools(t, s), Confinement: s.Confinement}
 }

@@ -36,9 +36,11 @@ var (
 
 const (
 	emulationModule = "accel-tcg-x86_64.so"
-	loaderCache     = "/etc/ld.so.cache"
-	treeLock        = ".tree.lock"
-	treeBeingMade   = ".tree"
+	// loaderCache is where the dynamic loader looks first. It changes with packages that have nothing to do with QEMU, so it is no
+	// part of the digest.
+	loaderCache   = "/etc/ld.so.cache"
+	treeLock      = ".tree.lock"
+	treeBeingMade = ".tree"
 )
 
 // findFiles lists what belongs into a tree, by absolute path.
@@ -55,9 +57,6 @@ func findFiles(ctx context.Context, program string) ([]string, error) {
 	}
 	if module := firstFile(filepath.Dir(program), moduleDirs, emulationModule); module != "" {
 		files = append(files, module) // it needs no library that QEMU does not
-	}
-	if _, err := os.Stat(loaderCache); err == nil {
-		files = append(files, loaderCache)
 	}
 	slices.Sort(files)
 	return slices.Compact(files), nil
@@ -192,6 +191,9 @@ func fillTree(dir string, files []string) error {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return err
 		}
+	}
+	if _, err := os.Stat(loaderCache); err == nil {
+		files = append(slices.Clone(files), loaderCache)
 	}
 	for _, path := range files {
 		if err := copyFile(filepath.Join(dir, path), path); err != nil {

@@ -168,6 +168,7 @@ func (d *direct) create(c *command, cmd *exec.Cmd) error {
 	if err := applySize(c.conf, spec); err != nil {
 		return err
 	}
+	applyLimits(spec)
 	return d.spawn(cmd, func() error {
 		_, err := container.New(c.conf, container.Args{ID: c.args.Arg(0), Spec: spec, BundleDir: bundle,
 			ConsoleSocket: c.flag("console-socket"), PIDFile: c.flag("pid-file"), UserLog: c.flag("user-log")})
@@ -189,6 +190,7 @@ func (d *direct) start(c *command, cmd *exec.Cmd) error {
 	if err := applySize(c.conf, loaded.Spec); err != nil {
 		return err
 	}
+	applyLimits(loaded.Spec)
 	return d.spawn(cmd, func() error {
 		if err := loaded.Start(c.conf); err != nil {
 			return fmt.Errorf("starting container: %w", err)

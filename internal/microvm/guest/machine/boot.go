@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +45,7 @@ func Boot(ctx context.Context, disks *Disks) error {
 	if err := switchRoot(tools); err != nil {
 		return err
 	}
-	for _, step := range []func() error{mountRun, mountCgroup, prepareKernel} {
+	for _, step := range []func() error{mountRun, mountCgroup, prepareKernel, setFixedLimits} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -196,6 +197,8 @@ func prepareKernel() error {
 	for path, value := range map[string]string{
 		// Plugged memory is used at once.
 		"/sys/devices/system/memory/auto_online_blocks": "online",
+		// A huge page is cleared, and taken from the host, as a whole: only who asks for one gets it.
+		"/sys/kernel/mm/transparent_hugepage/enabled": "madvise",
 		// A pod's machine forwards only if the pod says so; one address answers on one link.
 		"/proc/sys/net/ipv4/ip_forward": "0",
 		// As a kubelet sets them on a node of its own.
@@ -210,4 +213,10 @@ func prepareKernel() error {
 		}
 	}
 	return linkUp("lo")
+}
+
+// Emulated tells whether the processor is emulated: a kernel on one that is not has KVM's clock.
+func Emulated() bool {
+	clocks, err := os.ReadFile("/sys/devices/system/clocksource/clocksource0/available_clocksource")
+	return err == nil && !strings.Contains(string(clocks), "kvm-clock")
 }

@@ -32,6 +32,9 @@ func Configure(ctx context.Context, disks *Disks, c *guestapi.Configure) error {
 	if err := AddMemory(c.Memory); err != nil {
 		return err
 	}
+	if err := setMemoryLimits(); err != nil {
+		return err
+	}
 	if err := configureLinks(c.Links); err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ func (m *Mounter) Mount(ctx context.Context, wanted *guestapi.Mount) error {
 }
 
 func (m *Mounter) mountFileSystem(ctx context.Context, wanted *guestapi.Mount) error {
-	source := wanted.Source
+	var source string
 	switch wanted.Type {
 	case "tmpfs":
 		source = "tmpfs"

@@ -108,10 +108,11 @@ func (w *oomWatcher) check(id string) {
 		return
 	}
 	before := group.counts
-	group.counts = counts
 	if counts.kills <= before.kills {
+		// The kernel counts the limit first, then the process that it ends for it: they are looked at together.
 		return
 	}
+	group.counts = counts
 	if counts.limit == before.limit {
 		// Not its own limit: there was no memory left in the machine.
 		w.event(guestapi.Event{GuestOOM: true})

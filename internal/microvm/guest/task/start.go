@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/cgroups/v3/cgroup2"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/microvm/guest/reaper"
 )
@@ -22,6 +23,8 @@ const (
 	crunState   = "/run/crun"
 	// failedStatus is the exit status of a process that could not be started.
 	failedStatus = 128
+	// lowestPriority as a nice value.
+	lowestPriority = 19
 )
 
 // crunEnvironment spares crun to copy itself into memory and run the copy, its way to keep a container from writing to it: it lies on a read-only disk.
@@ -128,9 +131,13 @@ func (c *container) launch(p *process) (int, <-chan reaper.Exit, error) {
 	if p.exec == "" {
 		c.ran = true
 	}
-	_, crun, err := c.service.reaper.Start(crunCommand(log, append(args, c.id)...), crunEnvironment, child.files...)
+	launcher, crun, err := c.service.reaper.Start(crunCommand(log, append(args, c.id)...), crunEnvironment, child.files...)
 	if err != nil {
 		return 0, nil, err
+	}
+	if c.id == warmID {
+		// Whatever else there is to do comes first.
+		_ = unix.Setpriority(unix.PRIO_PROCESS, launcher, lowestPriority)
 	}
 	if exit := <-crun; exit.Status != 0 {
 		return 0, nil, crunError(log, "")

@@ -20,7 +20,7 @@ const streamBuffer = 8 << 10
 var longAgo = time.Unix(1, 0)
 
 // Stream is the agent's end of one of a process's streams. One connection at a time has it: a new one takes it from the old one. Output that the
-// old one did not take is kept for the new one.
+// old one is not known to have taken is kept for the new one.
 type Stream struct {
 	terminal bool
 	// ready is closed when the file is there (a terminal comes with the process's start), or never will be.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -15,8 +14,9 @@ import (
 
 const warmID = "warm"
 
-// Warm runs a container out of the tools image to its end. After that crun, its libraries and what the kernel needs for a container are in memory: in a
-// template, where all clones share them.
+// Warm runs a container out of the tools image to its end. In a template it brings crun, its libraries and what the kernel needs for a container
+// into memory, where all clones share them. In a clone with an emulated processor it makes the emulator translate that code before it is needed: an
+// emulator starts with none. Only one call at a time.
 func (s *Service) Warm(ctx context.Context) error {
 	spec, err := json.Marshal(warmSpec())
 	if err != nil {
@@ -43,8 +43,7 @@ func (s *Service) Warm(ctx context.Context) error {
 	if _, err := s.Delete(ctx, &api.DeleteRequest{ID: warmID}); err != nil {
 		return fmt.Errorf("warm up: %w", err)
 	}
-	// The pod's directory is a disk of its own after the restore.
-	return os.RemoveAll(layersDir)
+	return nil
 }
 
 // warmSpec is a container as usual: namespaces, the kernel's file systems, limits.

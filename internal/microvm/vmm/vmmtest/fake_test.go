@@ -17,6 +17,7 @@ func TestFakePassesTheSuite(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	suite := vmmtest.Suite{Driver: &vmmtest.Fake{}, Guest: guest, Confinement: vmm.Confinement{UID: 65001, GID: 65001}}
-	suite.Run(t)
+	suite := vmmtest.Suite{Driver: &vmmtest.Fake{}, Guest: guest, Confinement: vmm.Confinement{UID: 65001, GID: 65001},
+		Shape: vmm.Shape{VCPUs: 1, MaxMemory: vmm.BaseMemory + 63*vmm.BlockMemory}}
+	suite.Run(t, suite.Template(t))
 }

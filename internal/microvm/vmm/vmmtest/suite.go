@@ -28,16 +28,12 @@ type Suite struct {
 	Guest  Guest
 	// Confinement of every machine.
 	Confinement vmm.Confinement
-	// Shape of the template, 1 vCPU and 8 GiB if it is not set.
+	// Shape of the template.
 	Shape vmm.Shape
 }
 
-// Run runs the suite. It makes one template, and restores it for each test.
-func (s *Suite) Run(t *testing.T) {
-	if s.Shape.VCPUs == 0 {
-		s.Shape = vmm.Shape{VCPUs: 1, MaxMemory: vmm.BaseMemory + 63*vmm.BlockMemory}
-	}
-	template := s.Template(t)
+// Run runs the suite on a template that Template made.
+func (s *Suite) Run(t *testing.T, template vmm.Template) {
 	for name, test := range map[string]func(*testing.T, *Suite, vmm.Template){
 		"blocks are whole and in order":                  blocksAreWhole,
 		"machines of one template do not share memory":   machinesAreApart,
