@@ -36,7 +36,7 @@ type signer struct {
 	deny string
 }
 
-func newSigner(t *testing.T, deny string) *signer {
+func startSigner(t *testing.T, deny string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -69,7 +69,6 @@ func newSigner(t *testing.T, deny string) *signer {
 		}
 	}()
 	t.Cleanup(func() { cancel(); w.Stop(); <-over })
-	return s
 }
 
 func (s *signer) answer(ctx context.Context, csr *certificates.CertificateSigningRequest) error {
@@ -127,7 +126,7 @@ func noRequestsLeft(t *testing.T) {
 }
 
 func TestCredentials(t *testing.T) {
-	newSigner(t, "")
+	startSigner(t, "")
 	i, dir := newIssuer(), t.TempDir()
 	renew, err := i.ensure(t.Context(), certifiedBerth(), dir)
 	if err != nil {
@@ -162,7 +161,7 @@ func TestCredentials(t *testing.T) {
 }
 
 func TestCredentialsAreRenewedInTime(t *testing.T) {
-	newSigner(t, "")
+	startSigner(t, "")
 	i, dir := newIssuer(), t.TempDir()
 	if _, err := i.ensure(t.Context(), certifiedBerth(), dir); err != nil {
 		t.Fatal(err)
@@ -196,7 +195,7 @@ func TestCredentialsAreRenewedInTime(t *testing.T) {
 }
 
 func TestDeniedCredentials(t *testing.T) {
-	newSigner(t, "no Berth on host h names the node")
+	startSigner(t, "no Berth on host h names the node")
 	dir := t.TempDir()
 	_, err := newIssuer().ensure(t.Context(), certifiedBerth(), dir)
 	if err == nil || !strings.Contains(err.Error(), "certificate for node fargate-ip-10-0-0-4: certificate request Denied: no Berth on host h names the node") {

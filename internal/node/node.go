@@ -18,8 +18,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -33,14 +31,6 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/apis/config"
 
 	"github.com/berth-run/berth/internal/nodeconfig"
-)
-
-const (
-	// settleTime is how long after its start a node process gives the memory that starting took back to the machine.
-	settleTime = 15 * time.Second
-	// settledThreads run Go code from then on. The volume manager wakes up twenty times a second, and most of what that
-	// costs is waking other threads.
-	settledThreads = 1
 )
 
 // machineSysctls are those that a kubelet knows to be a pod's own; what else the kernel of a pod's virtual machine has, a
@@ -61,8 +51,7 @@ func Run(cfg nodeconfig.Config) error {
 	slog.Info("kubelet started", "node", cfg.NodeName, "pod", cfg.PodNamespace+"/"+cfg.PodName)
 	select {
 	case <-time.After(settleTime):
-		debug.FreeOSMemory()
-		runtime.GOMAXPROCS(settledThreads)
+		settle()
 		<-ctx.Done()
 	case <-ctx.Done():
 	}

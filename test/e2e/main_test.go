@@ -88,7 +88,7 @@ func hostRuns(isolation string) error {
 		return nil
 	}
 	status, _ := berth("status")
-	return fmt.Errorf("this machine cannot run isolation %s (BERTH_ISOLATION): %s, %v\n%s", isolation, out, err, status)
+	return fmt.Errorf("this machine cannot run isolation %s (BERTH_ISOLATION): %s, %v\n%s", isolation, out, err, status) //nolint:errorlint // it may be nil
 }
 
 func fail(err error) int {

@@ -34,10 +34,8 @@ type bench struct {
 	dir, self string
 	sides     []*side
 	// web is the address of Ingresses.
-	web string
-	// containers are runc's.
-	containers []*exec.Cmd
-	undo       []func(context.Context) error
+	web  string
+	undo []func(context.Context) error
 }
 
 func setUp(ctx context.Context) (*bench, error) {
