@@ -13,6 +13,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -21,6 +22,9 @@ import (
 
 // drainLimit is how long the end of a process waits for the rest of its output, which another process may keep open.
 const drainLimit = 5 * time.Second
+
+// removeLimit bounds how long the guest may take to remove a container.
+const removeLimit = time.Minute
 
 // createContainer brings a container's file system and volumes into the machine and has the guest prepare it.
 func (p *pod) createContainer(ctx context.Context, r *taskapi.CreateTaskRequest, spec *specs.Spec) (*task, error) {
@@ -31,12 +35,18 @@ func (p *pod) createContainer(ctx context.Context, r *taskapi.CreateTaskRequest,
 	if err != nil {
 		return nil, err
 	}
-	lun, err := p.imageDisk(ctx, layers)
-	if err != nil {
-		return nil, err
-	}
 	t := newTask(r, 0)
-	if t.placed, err = p.sync.place(ctx, r.ID, spec); err != nil {
+	var lun int
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		lun, err = p.imageDisk(gctx, layers)
+		return err
+	})
+	g.Go(func() (err error) {
+		t.placed, err = p.sync.place(gctx, r.ID, spec)
+		return err
+	})
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	toGuest(spec, r.ID, p.machine.PID())
@@ -145,16 +155,22 @@ func (p *pod) bringBack(ctx context.Context, files []returned) {
 	}
 }
 
-// remove has the guest forget a process that has ended, and a container with its first one.
-func (p *pod) remove(ctx context.Context, t *task, proc *process) error {
+// remove has the guest forget a process that has ended, and a container with its first one. Nobody needs to wait for that: ids are not used
+// again, and as a rule the machine ends next.
+func (p *pod) remove(t *task, proc *process) {
 	proc.streams.close()
-	select {
-	case <-p.guest.Done():
-		return nil // it went with the machine
-	default:
-	}
-	_, err := p.guest.Tasks().Delete(ctx, &taskapi.DeleteRequest{ID: t.id, ExecID: proc.exec})
-	return err
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
+		defer cancel()
+		_, err := p.guest.Tasks().Delete(ctx, &taskapi.DeleteRequest{ID: t.id, ExecID: proc.exec})
+		select {
+		case <-p.guest.Done(): // it went with the machine
+		default:
+			if err != nil {
+				logger().Error("remove a process from the guest", "task", t.id, "exec", proc.exec, "error", err)
+			}
+		}
+	}()
 }
 
 // listen passes on what happens in the guest.

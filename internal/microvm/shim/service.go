@@ -189,7 +189,7 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 }
 
 // Delete removes a process that has ended; a task with its first one.
-func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+func (s *Service) Delete(_ context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	proc, t, p, err := s.process(r.ID, r.ExecID)
 	if err != nil {
 		return nil, err
@@ -199,8 +199,8 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	}
 	if t.sandbox {
 		p.close()
-	} else if err := p.remove(ctx, t, proc); err != nil {
-		return nil, toStatus(err)
+	} else {
+		p.remove(t, proc)
 	}
 	code, at := proc.exit()
 	if r.ExecID != "" {

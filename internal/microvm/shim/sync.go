@@ -122,9 +122,16 @@ func putDir(ctx context.Context, guest *agent.Client, target, dir string) error 
 	})
 }
 
-// putFile copies one file.
-func putFile(ctx context.Context, guest *agent.Client, target, path string) error {
-	return guest.Put(ctx, guestapi.Put{Target: target}, func(archive *tar.Writer) error { return addFile(archive, ".", path) })
+// putFiles copies files into a directory of the guest, by their names there.
+func putFiles(ctx context.Context, guest *agent.Client, target string, files map[string]string) error {
+	return guest.Put(ctx, guestapi.Put{Target: target}, func(archive *tar.Writer) error {
+		for name, path := range files {
+			if err := addFile(archive, name, path); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func addFile(archive *tar.Writer, name, path string) error {

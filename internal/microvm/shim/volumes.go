@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -57,10 +58,13 @@ func newVolumes(guest *agent.Client) (*volumes, error) {
 
 func (v *volumes) close() error { return v.syncer.close() }
 
-// place makes every bind mount of a container one of the guest, and returns the files that are to be brought back.
+// place makes every bind mount of a container one of the guest, and returns the files that are to be brought back. Single files
+// travel together.
 func (v *volumes) place(ctx context.Context, id string, spec *specs.Spec) ([]returned, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	dir := guestapi.FilesDir + "/containers/" + id
+	files := map[string]string{}
 	var back []returned
 	for i := range spec.Mounts {
 		m := &spec.Mounts[i]
@@ -68,16 +72,23 @@ func (v *volumes) place(ctx context.Context, id string, spec *specs.Spec) ([]ret
 			continue
 		}
 		host := m.Source
-		source, err := v.one(ctx, fmt.Sprintf("%s/containers/%s/%d", guestapi.FilesDir, id, i), m)
+		source, err := v.one(ctx, m)
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+		if source == "" {
+			name := strconv.Itoa(i)
+			files[name], source = host, dir+"/"+name
 		}
 		m.Source = source
 		if terminationLog.MatchString(host) && !readOnly(m) {
 			back = append(back, returned{guest: source, host: host})
 		}
 	}
-	return back, nil
+	if len(files) == 0 {
+		return back, nil
+	}
+	return back, putFiles(ctx, v.guest, dir, files)
 }
 
 func readOnly(m *specs.Mount) bool {
@@ -89,8 +100,8 @@ func readOnly(m *specs.Mount) bool {
 	return false
 }
 
-// one brings the source of a mount into the guest and returns where it is there; a single file goes to target.
-func (v *volumes) one(ctx context.Context, target string, m *specs.Mount) (string, error) {
+// one brings the source of a mount into the guest and returns where it is there; empty: it is a single file.
+func (v *volumes) one(ctx context.Context, m *specs.Mount) (string, error) {
 	source := m.Source
 	if m.Destination == "/dev/shm" && filepath.Base(source) == "shm" {
 		shm := guestapi.MountsDir + "/shm"
@@ -116,7 +127,7 @@ func (v *volumes) one(ctx context.Context, target string, m *specs.Mount) (strin
 	if !info.Mode().IsRegular() {
 		return "", fmt.Errorf("%s is a part of the host, which a microVM does not share: use a volume of type emptyDir, configMap, secret, projected, downwardAPI or nfs", source)
 	}
-	return target, putFile(ctx, v.guest, target, source)
+	return "", nil
 }
 
 // volume brings a volume into the guest, once, and returns the path of the part that is asked for.
