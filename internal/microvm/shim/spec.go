@@ -3,6 +3,7 @@ package shim
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -15,6 +16,7 @@ func toGuest(spec *specs.Spec, id string, machine int) {
 	spec.Hooks = nil
 	if spec.Process != nil {
 		spec.Process.ApparmorProfile, spec.Process.SelinuxLabel = "", ""
+		limitProcess(spec.Process)
 	}
 	if spec.Linux == nil {
 		return
@@ -40,6 +42,14 @@ func toGuest(spec *specs.Spec, id string, machine int) {
 		kept = append(kept, ns)
 	}
 	spec.Linux.Namespaces = kept
+}
+
+// limitProcess gives a container Fargate's limits of open files and processes (facts 3.5); Kubernetes has no way to ask for others.
+func limitProcess(p *specs.Process) {
+	for _, kind := range []string{"RLIMIT_NOFILE", "RLIMIT_NPROC"} {
+		p.Rlimits = slices.DeleteFunc(p.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == kind })
+		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: kind, Soft: 1024, Hard: 65535})
+	}
 }
 
 // privileged tells whether a container may use every device.

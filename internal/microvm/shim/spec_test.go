@@ -20,7 +20,8 @@ func TestToGuest(t *testing.T) {
 			}},
 	}
 	toGuest(spec, "id", 7)
-	want := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{CgroupsPath: "/pod/id", Namespaces: []specs.LinuxNamespace{
+	limits := []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 65535}, {Type: "RLIMIT_NPROC", Soft: 1024, Hard: 65535}}
+	want := &specs.Spec{Process: &specs.Process{Rlimits: limits}, Linux: &specs.Linux{CgroupsPath: "/pod/id", Namespaces: []specs.LinuxNamespace{
 		{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}}}}
 	if diff := cmp.Diff(want, spec); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
