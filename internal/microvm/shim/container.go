@@ -95,6 +95,10 @@ func (p *pod) exec(ctx context.Context, t *task, r *taskapi.ExecProcessRequest) 
 	if err := t.add(proc); err != nil {
 		return err
 	}
+	if err := processToGuest(r.Spec); err != nil {
+		t.forget(r.ExecID)
+		return err
+	}
 	if _, err := p.guest.Tasks().Exec(ctx, r); err != nil {
 		t.forget(r.ExecID)
 		return err

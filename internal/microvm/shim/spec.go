@@ -1,12 +1,14 @@
 package shim
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // toGuest rewrites what a specification says about the host. The pod's network, host name and IPC are the machine's own; a process
@@ -15,8 +17,7 @@ func toGuest(spec *specs.Spec, id string, machine int) {
 	spec.Hostname, spec.Domainname = "", ""
 	spec.Hooks = nil
 	if spec.Process != nil {
-		spec.Process.ApparmorProfile, spec.Process.SelinuxLabel = "", ""
-		limitProcess(spec.Process)
+		rewriteProcess(spec.Process)
 	}
 	if spec.Linux == nil {
 		return
@@ -42,6 +43,27 @@ func toGuest(spec *specs.Spec, id string, machine int) {
 		kept = append(kept, ns)
 	}
 	spec.Linux.Namespaces = kept
+}
+
+// processToGuest rewrites the process of an exec likewise, in the form in which containerd sends it.
+func processToGuest(packed *anypb.Any) error {
+	var process specs.Process
+	if err := json.Unmarshal(packed.GetValue(), &process); err != nil {
+		return fmt.Errorf("the process's specification is not valid: %w", err)
+	}
+	rewriteProcess(&process)
+	data, err := json.Marshal(process)
+	if err != nil {
+		return fmt.Errorf("encode the process's specification: %w", err)
+	}
+	packed.Value = data
+	return nil
+}
+
+// rewriteProcess drops what names the host's security modules, and limits the process.
+func rewriteProcess(p *specs.Process) {
+	p.ApparmorProfile, p.SelinuxLabel = "", ""
+	limitProcess(p)
 }
 
 // limitProcess gives a container Fargate's limits of open files and processes (facts 3.5); Kubernetes has no way to ask for others.

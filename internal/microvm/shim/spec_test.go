@@ -1,12 +1,14 @@
 package shim
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 func TestToGuest(t *testing.T) {
@@ -25,6 +27,24 @@ func TestToGuest(t *testing.T) {
 		{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}}}}
 	if diff := cmp.Diff(want, spec); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestProcessToGuest(t *testing.T) {
+	packed := &anypb.Any{Value: []byte(`{"args":["sh"],"cwd":"/","apparmorProfile":"cri","rlimits":[{"type":"RLIMIT_NOFILE","hard":1,"soft":1}]}`)}
+	if err := processToGuest(packed); err != nil {
+		t.Fatal(err)
+	}
+	var got specs.Process
+	if err := json.Unmarshal(packed.Value, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := specs.Process{Args: []string{"sh"}, Cwd: "/", Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 65535}, {Type: "RLIMIT_NPROC", Soft: 1024, Hard: 65535}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if err := processToGuest(&anypb.Any{Value: []byte("{")}); err == nil {
+		t.Error("what is no specification is taken for one")
 	}
 }
 

@@ -24,9 +24,6 @@ import (
 // returnedLimit bounds a file that is brought back from the guest, in bytes: a termination message has 4 KiB, of which the kubelet keeps so many.
 const returnedLimit = 64 << 10
 
-// shmSize is the size of /dev/shm that the CRI gives every pod.
-const shmSize = "64m"
-
 // volumeDir matches the directory of a pod's volume on the host, as the kubelet names it, and what is below it.
 var volumeDir = regexp.MustCompile(`/volumes/kubernetes\.io~([a-z-]+)/([^/]+)((?:/.*)?)$`)
 
@@ -104,8 +101,9 @@ func readOnly(m *specs.Mount) bool {
 func (v *volumes) one(ctx context.Context, m *specs.Mount) (string, error) {
 	source := m.Source
 	if m.Destination == "/dev/shm" && filepath.Base(source) == "shm" {
+		// Not the 64 MiB of the CRI: up to half of the machine's memory, all of which is the pod's.
 		shm := guestapi.MountsDir + "/shm"
-		return shm, v.guest.Mount(ctx, guestapi.Mount{Target: shm, Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", "noexec", "size=" + shmSize}, Mode: 0o1777})
+		return shm, v.guest.Mount(ctx, guestapi.Mount{Target: shm, Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", "noexec"}, Mode: 0o1777})
 	}
 	if subPathDir.MatchString(source) {
 		resolved, err := resolve(source)
