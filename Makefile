@@ -86,6 +86,11 @@ test: deps build images ## Run all tests: unit, controllers on a real API server
 test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root).
 	BERTH_CYCLES=500 go test -count=1 -timeout 90m -run TestCycles ./test/e2e
 
+# Not part of test: in gVisor its many short connections now and then stall, and why is not known yet.
+.PHONY: test-tiers
+test-tiers: deps build images ## Run three tiers (nginx, a program, Redis) while the front is replaced under load (root).
+	go test -count=1 -tags tiers -timeout 15m -run TestThreeTiers ./test/e2e
+
 .PHONY: bench-start
 bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, in each isolation, beside a plain kubelet (needs make up).
 	@go run ./test/bench/start

@@ -1,3 +1,5 @@
+//go:build tiers
+
 package e2e
 
 import (
