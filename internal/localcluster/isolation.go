@@ -145,8 +145,8 @@ func costs(p v1alpha1.IsolationProbe) string {
 	case !p.Usable:
 		return "Pods wait: this machine cannot run virtual machines: " + p.Message
 	case p.Accelerator == v1alpha1.AcceleratorTCG:
-		return "No KVM on this machine (" + p.Message + "): its virtual machines are emulated in software. Pods start about as fast and are isolated " +
-			"as well, but programs in them compute many times slower than outside (figures: make bench-io), and emulation takes more of the host's CPU. " +
+		return "No KVM on this machine (" + p.Message + "): its virtual machines are emulated in software. Pods are isolated as well, but " +
+			"start about a second later, programs in them compute many times slower than outside, and emulation takes more of the host's CPU. " +
 			"Profiles with isolation gvisor are not affected."
 	}
 	return "Virtual machines run under KVM: " + p.Message
