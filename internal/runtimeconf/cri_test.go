@@ -281,6 +281,17 @@ func (p *pod) exited(t *testing.T, id string) *cri.ContainerStatus {
 	return status
 }
 
+// checkEnd checks a container that wrote to both of its outputs and ended with 7.
+func checkEnd(t *testing.T, p *pod, id string) {
+	t.Helper()
+	if status := p.exited(t, id); status.ExitCode != 7 {
+		t.Errorf("exit code is %d, want 7", status.ExitCode)
+	}
+	if log := p.log(t, "busybox"); !strings.Contains(log, "stdout F to stdout") || !strings.Contains(log, "stderr F to stderr") {
+		t.Errorf("log is %q", log)
+	}
+}
+
 // log is what a container has written so far.
 func (p *pod) log(t *testing.T, name string) string {
 	t.Helper()
