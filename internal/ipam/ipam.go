@@ -5,6 +5,7 @@ package ipam
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"time"
@@ -59,6 +60,13 @@ func (a *Allocator) Take(now time.Time) (netip.Addr, error) {
 		return addr, nil
 	}
 	return netip.Addr{}, ErrExhausted
+}
+
+// Scatter lets the next Take begin anywhere in the subnet, so that two processes that meet do not go on side by side.
+func (a *Allocator) Scatter() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.next = rand.IntN(a.size)
 }
 
 func (a *Allocator) resting(addr netip.Addr, now time.Time) bool {

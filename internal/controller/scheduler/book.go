@@ -214,6 +214,7 @@ func (b *book) wrote(next, lost []netip.Addr, seen []string, now time.Time) {
 		delete(b.taken, addr)
 		b.lost[addr] = true
 		b.Release(addr, now)
+		b.Scatter()
 	}
 	for _, addr := range next {
 		if !known[addr] && !b.taken[addr] {
