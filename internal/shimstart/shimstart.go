@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 const (
@@ -24,8 +23,6 @@ const (
 	socketRoot = "/run/containerd/s"
 	// sandboxAnnotation groups the containers of a pod into one shim.
 	sandboxAnnotation = "io.kubernetes.cri.sandbox-id"
-	// probeLimit is how long a shim that runs may take to accept a connection.
-	probeLimit = time.Second
 )
 
 // versions are those of the task service that the shims serve.
@@ -84,8 +81,8 @@ func start(r request, shim string) (string, error) {
 	if err := write("address", address); err != nil {
 		return "", err
 	}
-	if conn, err := net.DialTimeout("unix", path, probeLimit); err == nil {
-		return address, conn.Close()
+	if found, err := answers(path); found || err != nil {
+		return address, err
 	}
 	socket, err := listen(path)
 	if err != nil {
@@ -97,6 +94,19 @@ func start(r request, shim string) (string, error) {
 		return "", err
 	}
 	return address, nil
+}
+
+// answers tells whether a shim listens at the socket. The kernel knows, whether or not the shim has the time to accept. What else
+// fails proves nothing: a second shim would take the socket's place away from one that lives.
+func answers(path string) (bool, error) {
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		return true, conn.Close()
+	}
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return false, nil
+	}
+	return false, fmt.Errorf("find out whether the pod's shim runs: %w", err)
 }
 
 // listen makes the shim's socket; nothing answers at it, so what is there is a dead shim's.
