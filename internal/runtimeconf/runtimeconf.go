@@ -127,6 +127,10 @@ disabled_plugins = [
   "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.erofs", "io.containerd.differ.v1.erofs",
   "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing", "io.containerd.nri.v1.nri"]
 
+[timeouts]
+  # How long a shim may take to answer a containerd that was started again, before its pod is given up: a busy machine needs more than the usual 5s.
+  "io.containerd.timeout.shim.load" = "20s"
+
 [grpc]
   address = %q
 

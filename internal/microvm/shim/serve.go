@@ -152,19 +152,6 @@ func (e *events) send(client *ttrpc.Client, r *ttrpcevents.ForwardRequest) (*ttr
 	return client, nil
 }
 
-// Delete removes what a shim that is dead left of a pod. Its machine ended with it. It answers containerd on out.
-func Delete(out io.Writer, runDir string) error {
-	if err := os.RemoveAll(runDir); err != nil {
-		return fmt.Errorf("remove the machine's directory: %w", err)
-	}
-	data, err := proto.Marshal(&taskapi.DeleteResponse{ExitStatus: killed, ExitedAt: timestamppb.Now()})
-	if err != nil {
-		return err
-	}
-	_, err = out.Write(data)
-	return err
-}
-
 // Info tells containerd, on out, what runtime this is.
 func Info(out io.Writer) error {
 	data, err := proto.Marshal(&types.RuntimeInfo{Name: "io.containerd.berth.v1"})
