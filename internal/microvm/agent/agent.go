@@ -213,11 +213,6 @@ func (c *Client) PlugMemory(ctx context.Context, ranges []guestapi.Range) error 
 	return c.do(ctx, guestapi.Request{Op: guestapi.OpMemory, Memory: ranges})
 }
 
-// SetClock sets the guest's time to now.
-func (c *Client) SetClock(ctx context.Context) error {
-	return c.do(ctx, guestapi.Request{Op: guestapi.OpClock, Clock: &guestapi.Clock{UnixNano: time.Now().UnixNano()}})
-}
-
 // Mount makes a file system or directory.
 func (c *Client) Mount(ctx context.Context, m guestapi.Mount) error {
 	return c.do(ctx, guestapi.Request{Op: guestapi.OpMount, Mount: &m})

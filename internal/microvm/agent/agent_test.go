@@ -134,7 +134,7 @@ func TestSilence(t *testing.T) {
 	c := guest(t, "", func(guestapi.Request, *bufio.Reader, net.Conn) {})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := c.SetClock(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.CorrectClock(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error is %v", err)
 	}
 }

@@ -70,6 +70,38 @@ func TestClonesDiffer(t *testing.T) {
 	}
 }
 
+// TestClock: what is much too much or too little is corrected at once, the rest little by little and never back in time.
+func TestClock(t *testing.T) {
+	m := pod(t)
+	correct := func(add time.Duration) (ahead time.Duration) {
+		t.Helper()
+		s := m.send(guestapi.Request{Op: guestapi.OpClock, Clock: &guestapi.Correction{Add: add.Nanoseconds()}})
+		defer s.Close()
+		response, err := s.response()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.Unix(0, response.UnixNano).Sub(time.Now().Round(0))
+	}
+	const tolerance = 100 * time.Millisecond // an answer may take so long
+	for _, step := range []time.Duration{time.Hour, -time.Hour, -90*time.Minute - 700*time.Millisecond, 90*time.Minute + 700*time.Millisecond} {
+		before := correct(step)
+		if after := correct(0); (after - before - step).Abs() > tolerance {
+			t.Errorf("to add %v changed the clock by %v", step, after-before)
+		}
+	}
+	const little = -400 * time.Millisecond
+	before := correct(little)
+	if at := correct(0); (at - before).Abs() > tolerance {
+		t.Errorf("a small correction was made at once: %v, before %v", at, before)
+	}
+	for deadline := time.Now().Add(answerTimeout); correct(0) > before+little/2; time.Sleep(time.Second) {
+		if time.Now().After(deadline) {
+			t.Fatalf("half of %v was not corrected: the clock is %v ahead, it was %v", little, correct(0), before)
+		}
+	}
+}
+
 // volume is a directory as the kubelet's AtomicWriter keeps it.
 func (m *vm) putVolume(target, version string, content map[string]string) error {
 	m.t.Helper()

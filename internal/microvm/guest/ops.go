@@ -61,6 +61,9 @@ func (a *Agent) perform(ctx context.Context, session *yamux.Session, conn *buffe
 		return dial(ctx, conn, r.Dial)
 	case r.Op == guestapi.OpGet && r.Get != nil:
 		return get(conn, r.Get)
+	case r.Op == guestapi.OpClock && r.Clock != nil:
+		was, err := machine.CorrectClock(*r.Clock)
+		return respond(conn, guestapi.Response{UnixNano: was.UnixNano()}, err)
 	}
 	return respond(conn, guestapi.Response{}, a.change(ctx, conn, r))
 }
@@ -72,8 +75,6 @@ func (a *Agent) change(ctx context.Context, conn *bufferedConn, r *guestapi.Requ
 		return a.configure(ctx, r.Configure)
 	case r.Op == guestapi.OpMemory:
 		return machine.AddMemory(r.Memory)
-	case r.Op == guestapi.OpClock && r.Clock != nil:
-		return machine.SetClock(*r.Clock)
 	case r.Op == guestapi.OpMount && r.Mount != nil:
 		return a.mounter.Mount(ctx, r.Mount)
 	case r.Op == guestapi.OpRelease && r.Release != nil:

@@ -18,6 +18,7 @@
 //   - OpPut: the host sends a tar archive right after the request, closes its side, and the guest answers a Response when the files are in place.
 //   - OpGet: the guest answers a Response whose Size says how many bytes of the file follow.
 //   - OpEvents: the guest answers a Response; then one line of JSON, an Event, whenever something happens, until the host closes.
+//   - OpClock: the guest answers a Response whose UnixNano is its time, before the correction.
 //   - all others: the guest answers a Response and closes the stream.
 //
 // # Names inside the guest
@@ -75,16 +76,16 @@ const (
 
 // Request is the first line of a stream. The field of its Op is set, the others are not.
 type Request struct {
-	Op        Op         `json:"op"`
-	Stdio     *Stdio     `json:"stdio,omitempty"`
-	Dial      *Dial      `json:"dial,omitempty"`
-	Put       *Put       `json:"put,omitempty"`
-	Get       *Get       `json:"get,omitempty"`
-	Configure *Configure `json:"configure,omitempty"`
-	Memory    []Range    `json:"memory,omitempty"`
-	Clock     *Clock     `json:"clock,omitempty"`
-	Mount     *Mount     `json:"mount,omitempty"`
-	Release   *Release   `json:"release,omitempty"`
+	Op        Op          `json:"op"`
+	Stdio     *Stdio      `json:"stdio,omitempty"`
+	Dial      *Dial       `json:"dial,omitempty"`
+	Put       *Put        `json:"put,omitempty"`
+	Get       *Get        `json:"get,omitempty"`
+	Configure *Configure  `json:"configure,omitempty"`
+	Memory    []Range     `json:"memory,omitempty"`
+	Clock     *Correction `json:"clock,omitempty"`
+	Mount     *Mount      `json:"mount,omitempty"`
+	Release   *Release    `json:"release,omitempty"`
 }
 
 // Response answers a Request. Error is empty when all went well; else it says what failed, for people.
@@ -92,6 +93,8 @@ type Response struct {
 	Error string `json:"error,omitempty"`
 	// Size of what follows (OpGet), in bytes.
 	Size int64 `json:"size,omitempty"`
+	// UnixNano is the guest's time (OpClock), in nanoseconds since 1970.
+	UnixNano int64 `json:"unixNano,omitempty"`
 }
 
 // Configure makes a restored guest this pod's machine. It is the first request after a restore, sent once.
@@ -115,6 +118,12 @@ type Configure struct {
 // Clock sets the guest's time, in nanoseconds since 1970.
 type Clock struct {
 	UnixNano int64 `json:"unixNano"`
+}
+
+// Correction of the guest's time: what is to be added, in nanoseconds; 0 only asks for the time. Less than half a second is added little by little,
+// so that time never goes back, and teaches the guest how fast its clock is; more is added at once.
+type Correction struct {
+	Add int64 `json:"add,omitempty"`
 }
 
 // Range is memory to plug in, by its address in the guest; both are whole blocks of 128 MiB.

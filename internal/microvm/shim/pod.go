@@ -80,6 +80,7 @@ type pod struct {
 	cgroup    string
 	sync      *volumes
 	forwards  net.Listener
+	clock     *hostClock
 
 	mu sync.Mutex
 	// images are the LUNs of the image disks that the machine has, by key.
@@ -181,8 +182,12 @@ func (p *pod) settle(ctx context.Context, config guestapi.Configure) (err error)
 	if p.forwards, err = net.Listen("unix", forwardSocket(p.options.RunDir)); err != nil {
 		return fmt.Errorf("listen for port-forward: %w", err)
 	}
+	if p.clock, err = newHostClock(clockPeriod); err != nil {
+		return err
+	}
 	go p.serveForward(p.forwards)
 	go p.listen()
+	go p.keepClock(p.clock)
 	return nil
 }
 
@@ -219,6 +224,9 @@ func (p *pod) close() {
 	}
 	if p.sync != nil {
 		failed = append(failed, p.sync.close())
+	}
+	if p.clock != nil {
+		failed = append(failed, p.clock.Close())
 	}
 	if p.machine != nil {
 		failed = append(failed, p.machine.Kill())

@@ -23,7 +23,7 @@ func Configure(ctx context.Context, disks *Disks, c *guestapi.Configure) error {
 	if err := addEntropy(c.Entropy); err != nil {
 		return err
 	}
-	if err := SetClock(c.Clock); err != nil {
+	if err := setClock(c.Clock); err != nil {
 		return err
 	}
 	if err := setIdentity(c.Hostname, c.MachineID); err != nil {
@@ -67,15 +67,6 @@ func addEntropy(entropy []byte) error {
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, random.Fd(), unix.RNDRESEEDCRNG, 0); errno != 0 {
 		return fmt.Errorf("reseed the random number generator: %w", errno)
-	}
-	return nil
-}
-
-// SetClock sets the time of day.
-func SetClock(c guestapi.Clock) error {
-	now := unix.NsecToTimespec(c.UnixNano)
-	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
-		return fmt.Errorf("set the clock: %w", err)
 	}
 	return nil
 }
