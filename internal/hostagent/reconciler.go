@@ -307,6 +307,7 @@ func (r *reconciler) nodeConfig(b *v1alpha1.Berth, kubelet netip.Addr) nodeconfi
 		RootDir:       root, PodLogsDir: filepath.Join(root, "logs"),
 		Kubeconfig:  filepath.Join(run, kubeconfigFile),
 		ServingCert: filepath.Join(run, servingFile), ServingKey: filepath.Join(run, servingFile), ClientCA: o.ClientCA,
+		HostRunDir:  o.Dirs.Run,
 		CRIEndpoint: "unix://" + o.Dirs.ContainerdSocket(), PrivateImages: o.Dirs.PrivateImages(), RuntimeHandler: runtimeHandler(b.Spec.Isolation),
 		PortForward: portForward(b.Spec.Isolation, o), AllowPrivileged: b.Spec.AllowPrivileged, CgroupParent: layout.PodCgroupPath(uid),
 		ClusterDomain: layout.ClusterDomain, ClusterDNS: o.ClusterDNS, ResolvConf: resolvConf(), EventSocket: o.Dirs.AgentSocket(),

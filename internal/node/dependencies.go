@@ -139,7 +139,7 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 		Mounter:                   mounter,
 		Subpather:                 subpath.New(mounter),
 		HostUtil:                  hostutil.NewHostUtil(),
-		VolumePlugins:             plugins,
+		VolumePlugins:             runtime.usage.measuredVolumes(plugins),
 		PodStartupLatencyTracker:  latency,
 		NodeStartupLatencyTracker: &registrationTracker{NodeStartupLatencyTracker: kubeletutil.NewNodeStartupLatencyTracker(logger), report: report},
 		TracerProvider:            tracing,

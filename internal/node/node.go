@@ -30,6 +30,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config"
 
+	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
@@ -145,6 +146,9 @@ func settings(cfg nodeconfig.Config) (*options.KubeletServer, error) {
 	// Images are the host's: no garbage collection from here.
 	c.ImageGCHighThresholdPercent = 100
 	c.EvictionHard = map[string]string{}
+	if cfg.RuntimeHandler == layout.RuntimeHandlerMicroVM {
+		c.VolumeStatsAggPeriod.Duration = volumePeriod
+	}
 	c.SerializeImagePulls = false
 	c.RegistryPullQPS = 0
 	c.EventRecordQPS = 0

@@ -26,11 +26,13 @@ type runtimeService struct {
 	forward    *forwarder
 	early      *earlySandbox
 	lists      *lists
+	usage      *diskUsage
 }
 
 func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, report *reporter) *runtimeService {
 	out := &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{how: cfg.PortForward}}
 	out.lists = &lists{service: s, mine: out.mine(nil)}
+	out.usage = newDiskUsage(cfg, out)
 	out.early = newEarlySandbox(s, cfg, out.prepare)
 	return out
 }
@@ -72,8 +74,10 @@ func (s *runtimeService) ListContainerStats(ctx context.Context, filter *runtime
 }
 
 func (s *runtimeService) ListPodSandboxStats(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
-	return s.RuntimeService.ListPodSandboxStats(ctx, &runtimeapi.PodSandboxStatsFilter{
+	stats, err := s.RuntimeService.ListPodSandboxStats(ctx, &runtimeapi.PodSandboxStatsFilter{
 		Id: filter.GetId(), LabelSelector: s.mine(filter.GetLabelSelector())})
+	s.usage.complete(ctx, stats)
+	return stats, err
 }
 
 // ListPodSandboxMetrics has no filter: what is not this pod's is dropped here.

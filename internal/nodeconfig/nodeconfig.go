@@ -42,6 +42,8 @@ type Config struct {
 	ServingKey  string `json:"servingKey"`
 	ClientCA    string `json:"clientCA"`
 
+	// HostRunDir is the host's own run directory (layout.Dirs.Run).
+	HostRunDir string `json:"hostRunDir"`
 	// CRIEndpoint of containerd, such as unix:///run/berth/containerd.sock.
 	CRIEndpoint string `json:"criEndpoint"`
 	// PrivateImages is a directory that the host's nodes share: in it they note whose images ask for credentials.

@@ -223,6 +223,19 @@ func (c *Client) Release(ctx context.Context, lun int) error {
 	return c.do(ctx, guestapi.Request{Op: guestapi.OpRelease, Release: &guestapi.Release{LUN: lun}})
 }
 
+// Usage tells what the pod uses of its disk.
+func (c *Client) Usage(ctx context.Context) (*guestapi.Usage, error) {
+	s, response, err := c.request(ctx, guestapi.Request{Op: guestapi.OpUsage})
+	if err != nil {
+		return nil, err
+	}
+	if response.Usage == nil {
+		s.Close()
+		return nil, errors.New("usage: the guest does not tell it")
+	}
+	return response.Usage, s.Close()
+}
+
 // Put writes what fill archives.
 func (c *Client) Put(ctx context.Context, p guestapi.Put, fill func(*tar.Writer) error) error {
 	s, err := c.send(guestapi.Request{Op: guestapi.OpPut, Put: &p})

@@ -19,7 +19,8 @@ import (
 var ErrNoProgram = errors.New("the program is not installed")
 
 // MakeEphemeral makes an empty ext4 file system in a sparse file of the given size, in bytes, and opens it. The file takes room on
-// the host's disk as the pod writes. It has no journal: it does not outlive the machine that writes it.
+// the host's disk as the pod writes. It has no journal: it does not outlive the machine that writes it. It counts what
+// its directories hold (project quotas).
 func MakeEphemeral(ctx context.Context, path string, size int64) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -29,8 +30,8 @@ func MakeEphemeral(ctx context.Context, path string, size int64) (*os.File, erro
 		file.Close()
 		return nil, fmt.Errorf("make the pod's ephemeral disk of %d bytes: %w", size, err)
 	}
-	if err := run(ctx, "e2fsprogs", "mkfs.ext4", "-q", "-F", "-m", "0", "-G", "4096", "-O", "^has_journal,^resize_inode",
-		"-E", "lazy_itable_init=1,nodiscard,packed_meta_blocks=1", path); err != nil {
+	if err := run(ctx, "e2fsprogs", "mkfs.ext4", "-q", "-F", "-m", "0", "-G", "4096", "-O", "^has_journal,^resize_inode,quota,project",
+		"-E", "lazy_itable_init=1,nodiscard,packed_meta_blocks=1,quotatype=prj", path); err != nil {
 		file.Close()
 		return nil, fmt.Errorf("format the pod's ephemeral disk: %w", err)
 	}

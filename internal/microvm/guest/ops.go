@@ -61,6 +61,9 @@ func (a *Agent) perform(ctx context.Context, session *yamux.Session, conn *buffe
 		return dial(ctx, conn, r.Dial)
 	case r.Op == guestapi.OpGet && r.Get != nil:
 		return get(conn, r.Get)
+	case r.Op == guestapi.OpUsage:
+		usage, err := machine.Usage()
+		return respond(conn, guestapi.Response{Usage: usage}, err)
 	case r.Op == guestapi.OpClock && r.Clock != nil:
 		was, err := machine.CorrectClock(*r.Clock)
 		return respond(conn, guestapi.Response{UnixNano: was.UnixNano()}, err)

@@ -22,6 +22,7 @@ import (
 	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-run/berth/internal/microvm/disk"
 	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
 
@@ -364,9 +365,12 @@ func (m *vm) attach(path string, readOnly bool) int {
 // configuration as a host would send it.
 func (m *vm) configuration() *guestapi.Configure {
 	m.t.Helper()
-	disk := m.path("ephemeral")
-	run(m.t, "truncate", "-s", "2G", disk)
-	run(m.t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=1", disk)
+	const path = "ephemeral"
+	ephemeral, err := disk.MakeEphemeral(m.t.Context(), m.path(path), 2<<30)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	_ = ephemeral.Close()
 	entropy, id, mac := make([]byte, 64), make([]byte, 16), make([]byte, 5)
 	for _, bytes := range [][]byte{entropy, id, mac} {
 		_, _ = rand.Read(bytes)
@@ -380,7 +384,7 @@ func (m *vm) configuration() *guestapi.Configure {
 			Routes:     []guestapi.Route{{Destination: "0.0.0.0/0", Gateway: "169.254.1.1"}},
 			Neighbours: []guestapi.Neighbour{{IP: "169.254.1.1", MAC: "ee:ee:ee:ee:ee:ee"}}}},
 		Memory:       []guestapi.Range{{Start: 256 << 20, Bytes: 256 << 20}},
-		EphemeralLUN: m.attach(disk, false),
+		EphemeralLUN: m.attach(m.path(path), false),
 		Sysctls:      map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"},
 	}
 }

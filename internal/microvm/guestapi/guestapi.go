@@ -72,6 +72,7 @@ const (
 	OpClock     Op = "clock"
 	OpMount     Op = "mount"
 	OpRelease   Op = "release"
+	OpUsage     Op = "usage"
 )
 
 // Request is the first line of a stream. The field of its Op is set, the others are not.
@@ -95,6 +96,8 @@ type Response struct {
 	Size int64 `json:"size,omitempty"`
 	// UnixNano is the guest's time (OpClock), in nanoseconds since 1970.
 	UnixNano int64 `json:"unixNano,omitempty"`
+	// Usage is what the pod uses of its disk (OpUsage).
+	Usage *Usage `json:"usage,omitempty"`
 }
 
 // Configure makes a restored guest this pod's machine. It is the first request after a restore, sent once.
@@ -124,6 +127,24 @@ type Clock struct {
 // so that time never goes back, and teaches the guest how fast its clock is; more is added at once.
 type Correction struct {
 	Add int64 `json:"add,omitempty"`
+}
+
+// Usage is what a pod uses of its ephemeral disk.
+type Usage struct {
+	Disk Space `json:"disk"`
+	// Containers' writable layers, by the container's id, and emptyDir volumes, by name: those in memory, too, which alone have a capacity of their own.
+	Containers map[string]Space `json:"containers,omitempty"`
+	Volumes    map[string]Space `json:"volumes,omitempty"`
+}
+
+// Space in bytes and inodes; what is zero is not known.
+type Space struct {
+	Used       uint64 `json:"used,omitempty"`
+	Capacity   uint64 `json:"capacity,omitempty"`
+	Available  uint64 `json:"available,omitempty"`
+	InodesUsed uint64 `json:"inodesUsed,omitempty"`
+	Inodes     uint64 `json:"inodes,omitempty"`
+	InodesFree uint64 `json:"inodesFree,omitempty"`
 }
 
 // Range is memory to plug in, by its address in the guest; both are whole blocks of 128 MiB.

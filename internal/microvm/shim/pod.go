@@ -21,6 +21,7 @@ import (
 	"github.com/berth-run/berth/internal/microvm/disk"
 	"github.com/berth-run/berth/internal/microvm/guestapi"
 	"github.com/berth-run/berth/internal/microvm/podlink"
+	"github.com/berth-run/berth/internal/microvm/podsocket"
 	"github.com/berth-run/berth/internal/microvm/vmm"
 )
 
@@ -79,7 +80,7 @@ type pod struct {
 	guest     *agent.Client
 	cgroup    string
 	sync      *volumes
-	forwards  net.Listener
+	socket    net.Listener // of package podsocket
 	clock     *hostClock
 
 	mu sync.Mutex
@@ -179,13 +180,13 @@ func (p *pod) settle(ctx context.Context, config guestapi.Configure) (err error)
 	if p.sync, err = newVolumes(p.guest); err != nil {
 		return err
 	}
-	if p.forwards, err = net.Listen("unix", forwardSocket(p.options.RunDir)); err != nil {
-		return fmt.Errorf("listen for port-forward: %w", err)
+	if p.socket, err = net.Listen("unix", podsocket.Path(p.options.RunDir)); err != nil {
+		return fmt.Errorf("listen for the pod's kubelet: %w", err)
 	}
 	if p.clock, err = newHostClock(clockPeriod); err != nil {
 		return err
 	}
-	go p.serveForward(p.forwards)
+	go p.servePod(p.socket)
 	go p.listen()
 	go p.keepClock(p.clock)
 	return nil
@@ -219,8 +220,8 @@ func (p *pod) close() {
 	}
 	p.closed = true
 	var failed []error
-	if p.forwards != nil {
-		failed = append(failed, p.forwards.Close())
+	if p.socket != nil {
+		failed = append(failed, p.socket.Close())
 	}
 	if p.sync != nil {
 		failed = append(failed, p.sync.close())

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -161,6 +160,3 @@ func Info(out io.Writer) error {
 	_, err = out.Write(data)
 	return err
 }
-
-// forwardSocket is where a shim hands connections on into its guest.
-func forwardSocket(runDir string) string { return filepath.Join(runDir, "forward.sock") }

@@ -122,7 +122,7 @@ func mountEphemeral(ctx context.Context, disks *Disks, lun int) error {
 	if err != nil {
 		return fmt.Errorf("configure.ephemeralLUN: %w", err)
 	}
-	const options = "nobarrier,noinit_itable,discard"
+	const options = "nobarrier,noinit_itable,discard,prjquota"
 	if err := (mount{device, guestapi.PodDir, "ext4", unix.MS_NOATIME | unix.MS_NODEV | unix.MS_NOSUID, options}).do(); err != nil {
 		return fmt.Errorf("the ephemeral disk (LUN %d) is no ext4 file system or is damaged: %w", lun, err)
 	}

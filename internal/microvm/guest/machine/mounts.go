@@ -29,6 +29,11 @@ func (m *Mounter) Mount(ctx context.Context, wanted *guestapi.Mount) error {
 	if err := os.MkdirAll(wanted.Target, 0o755); err != nil {
 		return err
 	}
+	if filepath.Dir(wanted.Target) == guestapi.VolumesDir {
+		if err := Count(wanted.Target); err != nil {
+			return err
+		}
+	}
 	if wanted.Type != "" && !isMountPoint(wanted.Target) {
 		if err := m.mountFileSystem(ctx, wanted); err != nil {
 			return err

@@ -17,15 +17,12 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-run/berth/internal/microvm/guest/machine"
 	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
 
-const (
-	// tasksDir has a directory for each container: its OCI bundle. In memory.
-	tasksDir = "/run/berth/tasks"
-	// layersDir has a directory for each container's writable layer, on the ephemeral disk.
-	layersDir = guestapi.PodDir + "/containers"
-)
+// tasksDir has a directory for each container: its OCI bundle. In memory.
+const tasksDir = "/run/berth/tasks"
 
 // validID is what containerd allows as an id.
 var validID = regexp.MustCompile(`^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$`)
@@ -49,7 +46,7 @@ type container struct {
 
 func (c *container) dir() string    { return filepath.Join(tasksDir, c.id) }
 func (c *container) rootfs() string { return filepath.Join(c.dir(), "rootfs") }
-func (c *container) layer() string  { return filepath.Join(layersDir, c.id) }
+func (c *container) layer() string  { return filepath.Join(machine.ContainersDir, c.id) }
 
 // prepare writes the OCI bundle and mounts the root file system. What it made before an error, remove removes.
 func (c *container) prepare(ctx context.Context, r *api.CreateTaskRequest) error {
@@ -138,6 +135,12 @@ func (c *container) mountRootfs(ctx context.Context, luns []int) error {
 		}
 		lower[i] = image
 		c.luns = append(c.luns, lun)
+	}
+	if err := os.MkdirAll(c.layer(), 0o755); err != nil {
+		return err
+	}
+	if err := machine.Count(c.layer()); err != nil {
+		return err
 	}
 	upper, work := filepath.Join(c.layer(), "upper"), filepath.Join(c.layer(), "work")
 	for _, dir := range []string{upper, work} {
