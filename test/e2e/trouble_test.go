@@ -176,6 +176,18 @@ func TestLimitsBite(t *testing.T) {
 			t.Errorf("a pod of 20 GiB wrote 30: %v, %s", err, out)
 		}
 	})
+	for pod, want := range map[string]string{
+		"full-layer":  `Container c exceeded its local ephemeral storage limit "10Mi". `,
+		"full-volume": `Usage of EmptyDir volume "scratch" exceeds the limit "10Mi". `,
+	} {
+		t.Run(pod, func(t *testing.T) {
+			// A kubelet measures volumes every minute or two.
+			kubectl(t, "wait", "--for=jsonpath={.status.reason}=Evicted", "pod/"+pod, "--timeout=180s")
+			if got := kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.message}"); got != strings.TrimSpace(want) {
+				t.Errorf("pod %s was evicted: %q, want %q", pod, got, want)
+			}
+		})
+	}
 	t.Run("what programs see", func(t *testing.T) {
 		var memory, disk int
 		out := kubectl(t, "exec", "spinner", "--", "sh", "-c", "awk '/MemTotal/ { print $2 }' /proc/meminfo; df -k / | awk 'END { print $(NF-4) }'")

@@ -1,0 +1,135 @@
+package e2e
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestMachineTrouble is about pods that exhaust their virtual machines, and about processes of a machine that are killed: each is that pod's
+// trouble alone.
+func TestMachineTrouble(t *testing.T) {
+	if err := hostRuns("microvm"); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, "trouble.yaml", "--isolation", "microvm")
+	kubectl(t, "wait", "--for=condition=Ready", "pod/victim", "pod/neighbour", "pod/bomb", "--timeout=180s")
+	in := func(t *testing.T, pod, script string) string {
+		t.Helper()
+		return kubectl(t, "exec", pod, "--", "sh", "-c", script)
+	}
+	unharmed := func(t *testing.T) {
+		t.Helper()
+		if got := in(t, "neighbour", "echo alive"); got != "alive" {
+			t.Errorf("another pod says %q", got)
+		}
+		if got := kubectl(t, "get", "pod", "neighbour", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"); got != "0" {
+			t.Errorf("another pod's container was started again: %s times", got)
+		}
+	}
+	t.Run("disk", func(t *testing.T) {
+		// What is allocated takes no room on the host; the rest is written, until the disk is full.
+		fill := "free=$(df -k / | awk 'END { print $(NF-2) }'); fallocate -l $((free - 8192))k /hole; dd if=/dev/zero of=/rest bs=1M count=64 2>&1"
+		if got := in(t, "victim", fill+" || true"); !strings.Contains(got, "No space left on device") {
+			t.Errorf("a full disk says %q", got)
+		}
+		if got := in(t, "victim", "rm /hole /rest; echo again > /x; cat /x"); got != "again" {
+			t.Errorf("when there is room again, it says %q", got)
+		}
+		unharmed(t)
+	})
+	t.Run("memory", func(t *testing.T) {
+		out, _ := berth("kubectl", "exec", "victim", "--", "sh", "-c", "tail /dev/zero; echo ended $?")
+		if !strings.Contains(out, "ended 137") && !strings.Contains(out, "exit code 137") {
+			t.Errorf("a process that takes all memory: %s", out)
+		}
+		kubectl(t, "wait", "--for=condition=Ready", "pod/victim", "--timeout=90s")
+		unharmed(t)
+	})
+	t.Run("processes", func(t *testing.T) {
+		go berth("kubectl", "exec", "bomb", "--", "sh", "-c", "b() { b | b & }; b") //nolint:errcheck // how it ends is the machine's business
+		uid := kubectl(t, "get", "pod", "bomb", "-o", "jsonpath={.metadata.uid}")
+		node := kubectl(t, "get", "pod", "bomb", "-o", "jsonpath={.spec.nodeName}")
+		eventually(t, func() string { // it uses all the processor time that it has
+			if got := shell(t, throttled(uid)); got == "" || got == "0" {
+				return "the machine is not busy: " + got
+			}
+			return ""
+		})
+		unharmed(t)
+		kubectl(t, "delete", "pod", "bomb", "--timeout=90s")
+		eventually(t, func() string { return remains(uid, "bomb", node) })
+	})
+	for _, part := range []string{"containerd-shim-berth-v1", "qemu"} {
+		t.Run(part+" is killed", func(t *testing.T) {
+			before := kubectl(t, "get", "pod", "victim", "-o", "jsonpath={.status.containerStatuses[0].containerID}")
+			killPart(t, "victim", part)
+			eventually(t, func() string {
+				after, _ := berth("kubectl", "get", "pod", "victim", "-o", "jsonpath={.status.containerStatuses[0].containerID} {.status.containerStatuses[0].ready}")
+				if strings.HasPrefix(after, before) || !strings.HasSuffix(after, " true") {
+					return "the container is " + after
+				}
+				return ""
+			})
+			shows(t, "SandboxChanged", "get", "events", "--field-selector", "involvedObject.name=victim", "-o", "jsonpath={.items[*].reason}")
+			unharmed(t)
+		})
+	}
+	t.Run("an image of a gigabyte", func(t *testing.T) {
+		bigImage(t, "big:1")
+		kubectl(t, "wait", "--for=condition=Ready", "pod/big", "--timeout=180s")
+		sum := shell(t, "head -c 1G /dev/zero | tr '\\0' x | tail -c 1M | md5sum | cut -d ' ' -f 1")
+		if got := in(t, "big", "wc -c < /data; tail -c 1048576 /data | md5sum | cut -d ' ' -f 1"); got != "1073741824\n"+sum {
+			t.Errorf("its file is %q, want the sum %s", got, sum)
+		}
+	})
+}
+
+// throttled is a command that prints how often a pod's cgroup was kept from running.
+func throttled(uid string) string {
+	return fmt.Sprintf("cat /sys/fs/cgroup/cpu/berth/%[1]s/cpu.stat /sys/fs/cgroup/berth/%[1]s/cpu.stat 2>/dev/null | awk '/nr_throttled/ { print $2; exit }'", uid)
+}
+
+// killPart ends the process of a pod that runs the program: its monitor, or its shim, which is the monitor's parent.
+func killPart(t *testing.T, pod, program string) {
+	t.Helper()
+	uid := kubectl(t, "get", "pod", pod, "-o", "jsonpath={.metadata.uid}")
+	var monitor, shim int
+	find := fmt.Sprintf("for p in $(cat /sys/fs/cgroup/berth/%[1]s/cgroup.procs /sys/fs/cgroup/memory/berth/%[1]s/cgroup.procs 2>/dev/null); do "+
+		"readlink /proc/$p/exe | grep -q qemu && echo $p $(awk '/PPid/ { print $2 }' /proc/$p/status); done | head -n 1", uid)
+	if _, err := fmt.Sscan(shell(t, find), &monitor, &shim); err != nil {
+		t.Fatalf("find the monitor of pod %s: %v", pod, err)
+	}
+	pid := monitor
+	if program != "qemu" {
+		pid = shim
+	}
+	if exe := shell(t, fmt.Sprintf("readlink /proc/%d/exe", pid)); !strings.Contains(exe, program) {
+		t.Fatalf("process %d of pod %s is %s, not %s", pid, pod, exe, program)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bigImage makes an image of busybox and a file of a gigabyte, and loads it.
+func bigImage(t *testing.T, name string) {
+	t.Helper()
+	dir := t.TempDir()
+	build := exec.Command("bash", "-euc", `
+mkdir $1/busybox $1/root
+tar -xf bin/images/busybox.tar -C $1/busybox
+head -c 1G /dev/zero | tr '\0' x > $1/root/data
+go build -o $1/mkimage ./hack/images/mkimage
+$1/mkimage layer -o $1/data.tar.gz $1/root
+echo '{}' > $1/config.json
+$1/mkimage image -o $1/big.tar -config $1/config.json -layer $(ls -S $1/busybox/blobs/sha256/* | head -n 1) -layer $1/data.tar.gz `+name+`
+bin/berth image load $1/big.tar`, "bash", dir)
+	build.Dir = top
+	out, err := build.CombinedOutput()
+	if err != nil {
+		t.Fatalf("make an image of a gigabyte: %v\n%s", err, out)
+	}
+}
