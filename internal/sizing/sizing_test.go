@@ -149,3 +149,21 @@ func TestExact(t *testing.T) {
 		})
 	}
 }
+
+// TestBeyondArithmetic: what the API server takes for a quantity is answered at once, though its arithmetic would take hours.
+func TestBeyondArithmetic(t *testing.T) {
+	for cpu, fits := range map[string]bool{"1e1000000000": false, "0e1000000000": true, "1e30": false} {
+		for _, container := range []corev1.Container{asking(cpu, ""), container(nil, map[corev1.ResourceName]string{corev1.ResourceCPU: cpu})} {
+			for _, spec := range []corev1.PodSpec{{Containers: []corev1.Container{container}}, {InitContainers: []corev1.Container{container}}, {Resources: &container.Resources}} {
+				if spec.Resources != nil && len(spec.Resources.Requests) == 0 {
+					continue // the API server has put the limit there
+				}
+				for _, sizing := range []v1alpha1.Sizing{v1alpha1.SizingTable, v1alpha1.SizingExact} {
+					if _, err := ForPod(&spec, sizing); (err == nil) != fits {
+						t.Errorf("%s of CPU, %s: %v", cpu, sizing, err)
+					}
+				}
+			}
+		}
+	}
+}
