@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/eks"
@@ -23,6 +24,8 @@ import (
 type Cluster struct {
 	Profiles []v1alpha1.FargateProfile
 	Check    podcheck.Options
+	// RuntimeClass looks one up; nil: they are not judged.
+	RuntimeClass func(name string) (*nodev1.RuntimeClass, error)
 	// Snapshot of the cluster for a profile (placement.Snapshot).
 	Snapshot func(*v1alpha1.FargateProfile) placement.Input
 	// Topology judges by the pods that exist; nil: there is nothing to judge.
@@ -143,7 +146,7 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 	}
 	check, isolation := c.Check, profile.IsolationRequest{}
 	if d.Profile != nil {
-		isolation, check.IsolationRefused = profile.IsolationFor(d.Profile, pod.Annotations, d.Profile.Status.Isolation)
+		isolation, check.IsolationRefused = profile.IsolationFor(d.Profile, pod, c.RuntimeClass, d.Profile.Status.Isolation)
 		check.AllowPrivileged = profile.AllowsPrivileged(d.Profile, isolation.Isolation)
 	}
 	violations := podcheck.Violations(pod, check)

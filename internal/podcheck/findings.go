@@ -4,8 +4,6 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-
-	"github.com/berth-run/berth/api/v1alpha1"
 )
 
 // permit is the way to rights that Fargate refuses.
@@ -63,8 +61,8 @@ func Findings(pod *corev1.Pod, opts Options) []Finding {
 			add(remedy, "volume "+why, "%s", field)
 		}
 	}
-	if opts.IsolationRefused != "" {
-		add("remove the annotation, or let the profile allow it (spec.allowedIsolations)", opts.IsolationRefused, "metadata.annotations[%s]", v1alpha1.AnnotationIsolation)
+	if opts.IsolationRefused != nil {
+		out = append(out, opts.IsolationRefused.Finding)
 	}
 	return out
 }
