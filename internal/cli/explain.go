@@ -98,7 +98,9 @@ func explainAll(ctx context.Context, kube client.Client, templates []explain.Tem
 	}
 	var reports []explain.Report
 	for _, t := range templates {
-		reports = append(reports, explain.Pod(t.Name, t.Pod, state))
+		report := explain.Pod(t.Name, t.Pod, state)
+		report.Replicas = t.Replicas
+		reports = append(reports, report)
 	}
 	if output != "text" {
 		return encode(out, output, reports)

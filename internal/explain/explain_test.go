@@ -77,7 +77,8 @@ func TestManifests(t *testing.T) {
 			c := cluster()
 			for _, tmpl := range templates {
 				report := explain.Pod(tmpl.Name, tmpl.Pod, c)
-				if violations := podcheck.Violations(tmpl.Pod, c.Check); len(violations) > 0 != (len(report.Violations) > 0) {
+				report.Replicas = tmpl.Replicas
+				if violations := podcheck.Violations(tmpl.Pod, c.Check); len(violations) > 0 != (len(podcheck.Findings(tmpl.Pod, c.Check)) > 0) {
 					t.Errorf("violations %q, but findings %+v", violations, report.Violations)
 				}
 				if err := report.Print(&out); err != nil {
