@@ -168,7 +168,7 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 		r.pending("until its profile is ACTIVE", waits(pod, eks.MessageMisconfigured(r.Profile), "profile "+r.Profile+" to be ACTIVE"))
 	}
 	if len(violations) > 0 {
-		r.pending("for what Fargate does not support", waits(pod, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, check)))
+		r.pending("because Fargate does not support it", waits(pod, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, check)))
 	}
 	size, err := sizing.ForPod(&pod.Spec, d.Profile.Spec.Sizing)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -46,6 +47,7 @@ func cluster() explain.Cluster {
 			volume := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{NFS: &corev1.NFSVolumeSource{}}}}
 			return claim, volume, nil
 		}},
+		RuntimeClass: func(name string) (*nodev1.RuntimeClass, error) { return &nodev1.RuntimeClass{Handler: name}, nil },
 		Snapshot: func(p *v1alpha1.FargateProfile) placement.Input {
 			subnet := v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "private-a"}, Spec: v1alpha1.SubnetSpec{Zone: "local-1a"}}
 			host := v1alpha1.Host{ObjectMeta: metav1.ObjectMeta{Name: "host"}, Spec: v1alpha1.HostSpec{Zones: []string{"local-1a"}}, Status: v1alpha1.HostStatus{
@@ -78,6 +80,7 @@ func TestManifests(t *testing.T) {
 			for _, tmpl := range templates {
 				report := explain.Pod(tmpl.Name, tmpl.Pod, c)
 				report.Replicas = tmpl.Replicas
+				// But for what depends on the profile.
 				if violations := podcheck.Violations(tmpl.Pod, c.Check); len(violations) > 0 != (len(podcheck.Findings(tmpl.Pod, c.Check)) > 0) {
 					t.Errorf("violations %q, but findings %+v", violations, report.Violations)
 				}
