@@ -234,15 +234,20 @@ func because(p *v1alpha1.FargateProfile, need corev1.ResourceList, size v1alpha1
 
 // remedy says how a pod that no profile takes could be taken.
 func remedy(pod *corev1.Pod, c Cluster) string {
-	if len(c.Profiles) == 0 {
-		return fmt.Sprintf("There is no profile yet: berth create fargateprofile --name %s --namespace %s", suggestion(pod.Namespace), pod.Namespace)
+	if pod.Labels[eks.LabelProfile] != "" {
+		return "Another scheduler may place it; Berth takes it if that profile matches when it is created, or without the label any that does"
 	}
-	return "Another scheduler may place it; Berth takes it if a profile matches when it is created."
+	name := pod.Namespace
+	if slices.ContainsFunc(c.Profiles, func(p v1alpha1.FargateProfile) bool { return p.Name == name }) {
+		name = "NAME"
+	}
+	return fmt.Sprintf("Another scheduler may place it; Berth takes it if there is a profile when it is created: berth create fargateprofile --name %s --namespace %s", name, pod.Namespace)
 }
 
-func suggestion(namespace string) string { return "fp-" + namespace }
-
 func requests(list corev1.ResourceList) string {
+	if list.Cpu().IsZero() && list.Memory().IsZero() && list.StorageEphemeral().IsZero() {
+		return "nothing"
+	}
 	return fmt.Sprintf("%s of CPU and %s of memory", list.Cpu().String(), list.Memory().String()) + storage(list)
 }
 
@@ -278,6 +283,9 @@ func (r Report) Print(out io.Writer) error {
 		head := ""
 		if i == 0 {
 			head = "to mend"
+			if r.Profile == "" {
+				head = "otherwise" // nobody refuses what is left alone
+			}
 		}
 		line(head, v.Field+": "+v.Problem)
 		line("", "  "+v.Remedy)

@@ -180,3 +180,22 @@ func TestExistingPods(t *testing.T) {
 		})
 	}
 }
+
+// TestRemedyWithoutAProfile: what to type, with a name that is free.
+func TestRemedyWithoutAProfile(t *testing.T) {
+	c := cluster()
+	c.Profiles = []v1alpha1.FargateProfile{profile("shop", v1alpha1.ProfileActive, v1alpha1.Selector{Namespace: "kube-system"})}
+	for namespace, want := range map[string]string{
+		"shop":  "berth create fargateprofile --name NAME --namespace shop",
+		"other": "berth create fargateprofile --name other --namespace other",
+	} {
+		r := explain.Pod(namespace+"/p", &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace}}, c)
+		if r.Runs || !strings.HasSuffix(r.Summary, want) || len(r.Rejected) != 1 || r.Rejected[0].Why != "it takes pods of namespace kube-system" {
+			t.Errorf("%+v", r)
+		}
+	}
+	forced := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "other", Labels: map[string]string{"eks.amazonaws.com/fargate-profile": "shop"}}}
+	if r := explain.Pod("other/p", forced, c); !strings.Contains(r.Summary, "names profile shop, which does not match") || strings.Contains(r.Summary, "berth create") {
+		t.Errorf("%+v", r)
+	}
+}

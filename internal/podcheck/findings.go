@@ -79,7 +79,7 @@ func containerFindings(path string, c *corev1.Container, opts Options, add func(
 	}
 	for i, p := range c.Ports {
 		if p.HostPort > 0 {
-			add("remove it; the pod is reached at its own address, or through a Service", "there is no host whose port it could be", "%s.ports[%d].hostPort", path, i)
+			add("remove it; the pod is reached at its own address, or through a Service, from outside one of type LoadBalancer", "there is no host whose port it could be", "%s.ports[%d].hostPort", path, i)
 		}
 		if p.HostIP != "" {
 			add("remove it", "there is no host whose address it could be", "%s.ports[%d].hostIP", path, i)
