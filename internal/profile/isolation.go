@@ -43,9 +43,9 @@ func IsolationFor(p *v1alpha1.FargateProfile, pod *corev1.Pod, class func(name s
 			return own, w.refuse(err.Error(), "")
 		case i > 0 && w.text != asked[0].text:
 			return own, w.refuse(fmt.Sprintf("it asks for %s, and %s for %s", w.text, asked[0].by, asked[0].text), "")
-		case isolation == own.Isolation: // what it has anyway
 		case slices.Contains(p.Spec.AllowedIsolations, isolation):
 			request = IsolationRequest{isolation, w.by + " of the pod"}
+		case isolation == own.Isolation: // what it has anyway
 		case len(p.Spec.AllowedIsolations) == 0:
 			return own, w.refuse(fmt.Sprintf("profile %s does not let pods choose their isolation", p.Name), waitsForProfile)
 		default:
