@@ -25,7 +25,7 @@ const (
 var layerNames = [...]string{"api", "pure", "kit", "adapter", "service", "cluster", "cli", "program"}
 
 // purePackages import no client, ask for no time and do no I/O.
-var purePackages = []string{"eks", "explain", "ipam", "layout", "nodeconfig", "patching", "placement", "podcheck", "policy", "profile", "sizing"}
+var purePackages = []string{"eks", "explain", "ipam", "layout", "logrouter", "nodeconfig", "patching", "placement", "podcheck", "policy", "profile", "sizing"}
 
 // pureModules are the only ones outside the standard library that a pure package may import.
 var pureModules = []string{"k8s.io/api", "k8s.io/apimachinery", "k8s.io/component-helpers"}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -97,7 +98,9 @@ func explainAll(ctx context.Context, kube client.Client, templates []explain.Tem
 	}
 	var reports []explain.Report
 	for _, t := range templates {
-		reports = append(reports, explain.Pod(t.Name, t.Pod, state))
+		report := explain.Pod(t.Name, t.Pod, state)
+		report.Replicas = t.Replicas
+		reports = append(reports, report)
 	}
 	if output != "text" {
 		return encode(out, output, reports)
@@ -145,6 +148,10 @@ func clusterState(ctx context.Context, kube client.Client) (explain.Cluster, err
 			}
 			return claim, volume, kube.Get(ctx, client.ObjectKey{Name: claim.Spec.VolumeName}, volume)
 		}},
+		RuntimeClass: func(name string) (*nodev1.RuntimeClass, error) {
+			class := &nodev1.RuntimeClass{}
+			return class, kube.Get(ctx, client.ObjectKey{Name: name}, class)
+		},
 		Topology: func(pod *corev1.Pod) placement.Topology {
 			if !topology.Concerns(pod, pods.Items) {
 				return nil

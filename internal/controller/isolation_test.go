@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
@@ -124,5 +125,27 @@ func TestPodChoosesItsIsolation(t *testing.T) {
 	reconcileOnce(t, s.r, elsewhere)
 	if said := s.said(); len(said) != 1 || !strings.Contains(said[0], "invalid SecurityContext fields: Privileged") || s.berth(t, elsewhere) != nil {
 		t.Errorf("a privileged pod in gVisor: events %q, berth %+v", said, s.berth(t, elsewhere))
+	}
+}
+
+// TestRuntimeClassChoosesIsolation where the profile lets it, and is no way round the profile. The API server's admission has seen
+// to it that the class exists.
+func TestRuntimeClassChoosesIsolation(t *testing.T) {
+	s := newStage(t, "class", cidr(94), cidr(95))
+	s.proves(t, "class", v1alpha1.AcceleratorTCG, "no usable KVM")
+	create(t, s.c, &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: "weaker"}, Handler: "gvisor"})
+	s.change(t, func(p *v1alpha1.FargateProfileSpec) { p.Isolation = v1alpha1.IsolationMicroVM })
+	pod := s.pod(t, "web", func(p *corev1.Pod) { p.Spec.RuntimeClassName = ptr.To("weaker") })
+	reconcileOnce(t, s.r, pod)
+	const want = "Pod not supported on Fargate: runtimeClassName weaker: profile class does not let pods choose their isolation"
+	if said := s.said(); len(said) != 1 || !strings.Contains(said[0], want) || s.berth(t, pod) != nil {
+		t.Errorf("events %q, want %q", said, want)
+	}
+	s.change(t, func(p *v1alpha1.FargateProfileSpec) {
+		p.AllowedIsolations = []v1alpha1.Isolation{v1alpha1.IsolationGVisor}
+	})
+	reconcileOnce(t, s.r, pod)
+	if b := s.berth(t, pod); b == nil || b.Spec.Isolation != v1alpha1.IsolationGVisor || b.Spec.IsolationReason != "runtimeClassName weaker of the pod asks for it" {
+		t.Errorf("berth %+v, want gvisor, and why", b)
 	}
 }

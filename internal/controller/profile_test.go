@@ -1,6 +1,8 @@
 package controller_test
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -9,8 +11,10 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/controller"
 	"github.com/berth-run/berth/internal/controller/profile"
 	"github.com/berth-run/berth/internal/eks"
 	rules "github.com/berth-run/berth/internal/profile"
@@ -108,6 +112,70 @@ func TestDeletedProfileEndsWithItsPods(t *testing.T) {
 	reconcileOnce(t, r, p)
 	if !gone(t, c, p) {
 		t.Errorf("the profile is still there: %+v", p.Status)
+	}
+}
+
+// TestProfileWhosePodsCannotBeDeleted is DELETE_FAILED, says of which pod and why, blocks nobody, and is deleted when it can be.
+func TestProfileWhosePodsCannotBeDeleted(t *testing.T) {
+	c := admin(t)
+	ns := namespace(t, c)
+	newSubnet(t, c, "stuck", cidr(33), region+"a")
+	p := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "stuck"}, Spec: profileSpec(ns)})
+	reconcileOnce(t, profiles(c), p)
+	create(t, c, markedPod(ns, "kept", "stuck"))
+	if err := c.Delete(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	watching, err := client.NewWithWatch(env.Config, client.Options{Scheme: controller.Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := profiles(interceptor.NewClient(watching, interceptor.Funcs{
+		Delete: func(context.Context, client.WithWatch, client.Object, ...client.DeleteOption) error {
+			return errors.New("admission webhook \"keep\" denied the request")
+		},
+	}))
+	if _, err := refused.Reconcile(t.Context(), request(p)); err == nil {
+		t.Error("no error: it is not tried again")
+	}
+	get(t, c, p)
+	want := "delete pod " + ns + "/kept of profile stuck: admission webhook \"keep\" denied the request; it is tried again"
+	if c := ready(p); p.Status.Status != v1alpha1.ProfileDeleteFailed || c.Reason != "DeleteFailed" || c.Message != want {
+		t.Errorf("status %s, condition %+v, want DELETE_FAILED, %q", p.Status.Status, c, want)
+	}
+	next := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "after-stuck"}, Spec: profileSpec(ns)})
+	reconcileOnce(t, profiles(c), next)
+	if get(t, c, next).Status.Status != v1alpha1.ProfileActive {
+		t.Errorf("the next profile is %+v, want ACTIVE", next.Status)
+	}
+	reconcileOnce(t, profiles(c), p)
+	reconcileOnce(t, profiles(c), p)
+	if !gone(t, c, p) {
+		t.Errorf("the profile is still there: %+v", p.Status)
+	}
+}
+
+// TestActiveProfileThatBecameWrong is CREATE_FAILED, which is all that EKS has for it: its pods run on, it takes no new ones, and it is
+// ACTIVE again when it is mended.
+func TestActiveProfileThatBecameWrong(t *testing.T) {
+	c := admin(t)
+	ns, r := namespace(t, c), profiles(c)
+	subnet := newSubnet(t, c, "leaving", cidr(34), region+"a")
+	p := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "leaving"}, Spec: profileSpec(ns, "leaving")})
+	reconcileOnce(t, r, p)
+	running := create(t, c, markedPod(ns, "running", "leaving"))
+	remove(t, subnet)
+	reconcileOnce(t, r, p)
+	if c := ready(get(t, c, p)); p.Status.Status != v1alpha1.ProfileCreateFailed || c.Reason != "Invalid" || !strings.Contains(c.Message, "leaving does not exist") {
+		t.Errorf("status %s, condition %+v, want CREATE_FAILED, because the subnet is gone", p.Status.Status, c)
+	}
+	if get(t, c, running).DeletionTimestamp != nil {
+		t.Error("the profile's pod is being deleted")
+	}
+	newSubnet(t, c, "leaving", cidr(34), region+"a")
+	reconcileOnce(t, r, p)
+	if get(t, c, p).Status.Status != v1alpha1.ProfileActive {
+		t.Errorf("status is %+v, want ACTIVE", p.Status)
 	}
 }
 

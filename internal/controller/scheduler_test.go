@@ -2,6 +2,7 @@ package controller_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -253,18 +254,31 @@ func TestPodsStayApart(t *testing.T) {
 	}
 }
 
-func TestLoggingConfigurationIsNotPassedOver(t *testing.T) {
+// TestLoggingConfiguration: it is judged in the words of EKS (facts 2.5), and never keeps a pod from running (facts 5.1).
+func TestLoggingConfiguration(t *testing.T) {
 	s := newStage(t, "logging", cidr(86), cidr(87))
-	create(t, s.c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: eks.LoggingNamespace}})
-	create(t, s.c, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: eks.LoggingNamespace, Name: eks.LoggingConfigMap}})
-	pod := s.pod(t, "web", nil)
-	reconcileOnce(t, s.r, pod)
-	s.berth(t, pod)
-	if said := s.said(); len(said) != 2 || !strings.Contains(said[0], "LoggingDisabled") || !strings.Contains(said[0], "Berth has no log router") {
-		t.Errorf("events %q, want one that says that nothing routes the logs", said)
-	}
-	if got := get(t, s.c, pod).Annotations[eks.AnnotationLogging]; got != eks.LoggingNoRouter {
-		t.Errorf("annotation Logging is %q", got)
+	ns := create(t, s.c, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: eks.LoggingNamespace}})
+	config := create(t, s.c, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: eks.LoggingNamespace, Name: eks.LoggingConfigMap}})
+	const good = "[OUTPUT]\n    Name es\n    Match *\n"
+	for _, tc := range []struct{ name, label, output, annotation, want string }{
+		{"no-label", "", good, eks.LoggingInvalid, "Disabled logging for pod due to invalid configmap. namespace aws-observability does not have the label aws-observability: enabled. Please fix the logging configmap."},
+		{"wrong", "enabled", strings.Replace(good, "es", "amazon_data_firehose", 1), eks.LoggingInvalid, "Disabled logging for pod due to invalid configmap. amazon_data_firehose is not a supported output plugin. Please fix the logging configmap."},
+		{"good", "enabled", good, eks.LoggingNoRouter, "Berth has no log router"},
+	} {
+		ns.Labels["aws-observability"] = tc.label
+		config.Data = map[string]string{"output.conf": tc.output}
+		if err := errors.Join(s.c.Update(t.Context(), ns), s.c.Update(t.Context(), config)); err != nil {
+			t.Fatal(err)
+		}
+		pod := s.pod(t, tc.name, nil)
+		reconcileOnce(t, s.r, pod)
+		s.berth(t, pod)
+		if said := s.said(); len(said) != 2 || !strings.HasPrefix(said[0], "Warning LoggingDisabled ") || !strings.Contains(said[0], tc.want) || !strings.Contains(said[0], "Berth has no log router") {
+			t.Errorf("%s: events %q, want %q", tc.name, said, tc.want)
+		}
+		if got := get(t, s.c, pod).Annotations[eks.AnnotationLogging]; got != tc.annotation {
+			t.Errorf("%s: annotation Logging is %q, want %q", tc.name, got, tc.annotation)
+		}
 	}
 }
 

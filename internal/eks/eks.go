@@ -37,9 +37,13 @@ const (
 	// LoggingNotFound is AnnotationLogging's value without a configuration; MessageLoggingNotFound the event's (UG fargate-logging).
 	LoggingNotFound        = "LoggingDisabled: LOGGING_CONFIGMAP_NOT_FOUND"
 	MessageLoggingNotFound = `Disabled logging because aws-logging configmap was not found. configmap "aws-logging" not found`
-	// LoggingNoRouter and MessageLoggingNoRouter are Berth's own, for a configuration that is there: no log router is built in.
+	// LoggingNamespaceLabel, with value "enabled", is on the namespace of a configuration that counts (UG fargate-logging).
+	LoggingNamespaceLabel = "aws-observability"
+	// LoggingInvalid is Berth's own, for a configuration that EKS refuses: the word that EKS has is not public.
+	LoggingInvalid = "LoggingDisabled: LOGGING_CONFIGMAP_INVALID"
+	// LoggingNoRouter and MessageLoggingNoRouter are Berth's own, for a configuration that is good: no log router is built in.
 	LoggingNoRouter        = "LoggingDisabled: LOGGING_ROUTER_NOT_AVAILABLE"
-	MessageLoggingNoRouter = "Disabled logging for pod because Berth has no log router. The aws-logging configmap is not read; use kubectl logs, or a sidecar"
+	MessageLoggingNoRouter = "Disabled logging for pod because Berth has no log router. The aws-logging configmap is valid, but nothing routes by it; use kubectl logs, or a sidecar"
 
 	// WebhookConfigurationName of the mutating webhook; the prefix orders it before users' webhooks (OBS).
 	WebhookConfigurationName = "0500-amazon-eks-fargate-mutation.amazonaws.com"
@@ -73,6 +77,11 @@ const (
 	// KubeletPort answers on the pod's own address (UG metrics-server).
 	KubeletPort = 10250
 )
+
+// MessageLoggingInvalid is the event's for a configuration that EKS refuses (OBS), and Berth's own last sentence.
+func MessageLoggingInvalid(why string) string {
+	return "Disabled logging for pod due to invalid configmap. " + why + ". Please fix the logging configmap. (Berth has no log router; use kubectl logs, or a sidecar.)"
+}
 
 // Hostname is the node's kubernetes.io/hostname label: ip-a-b-c-d.<region>.compute.internal (OBS).
 func Hostname(ip netip.Addr, region string) string {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/eks"
@@ -23,6 +24,8 @@ import (
 type Cluster struct {
 	Profiles []v1alpha1.FargateProfile
 	Check    podcheck.Options
+	// RuntimeClass looks one up; nil: they are not judged.
+	RuntimeClass func(name string) (*nodev1.RuntimeClass, error)
 	// Snapshot of the cluster for a profile (placement.Snapshot).
 	Snapshot func(*v1alpha1.FargateProfile) placement.Input
 	// Topology judges by the pods that exist; nil: there is nothing to judge.
@@ -38,6 +41,8 @@ type Cluster struct {
 type Report struct {
 	// Name as "namespace/name", or "Deployment namespace/name" for a template.
 	Name string `json:"name"`
+	// Replicas that a template asks for.
+	Replicas int32 `json:"replicas,omitempty"`
 	// Runs says whether Berth would run the pod now, or runs it.
 	Runs bool `json:"runs"`
 	// Summary in one sentence.
@@ -47,8 +52,9 @@ type Report struct {
 	// Profile that takes the pod, and why the others do not.
 	Profile  string      `json:"profile,omitempty"`
 	Rejected []Rejection `json:"rejected,omitempty"`
-	// Event is the sentence that the pod's event and condition have, if it is refused.
+	// Event is the sentence that the pod's event and condition have, if it is refused; Next what it would be told after that.
 	Event      string             `json:"event,omitempty"`
+	Next       []string           `json:"next,omitempty"`
 	Violations []podcheck.Finding `json:"violations,omitempty"`
 	Size       *Size              `json:"size,omitempty"`
 	Placement  *Placement         `json:"placement,omitempty"`
@@ -107,7 +113,7 @@ func taken(name string, pod *corev1.Pod, c Cluster) Report {
 		r.Summary = strings.Replace(r.Summary, wouldRun, "it is being given a node of its own", 1)
 		return r
 	}
-	r.Node, r.Runs, r.Event, r.Violations, r.Placement = pod.Spec.NodeName, true, "", nil, nil
+	r.Node, r.Runs, r.Event, r.Next, r.Violations, r.Placement = pod.Spec.NodeName, true, "", nil, nil, nil
 	r.Profile, r.Summary = pod.Labels[eks.LabelProfile], "it is bound to node "+pod.Spec.NodeName
 	r.Rejected = slices.DeleteFunc(r.Rejected, func(o Rejection) bool { return o.Profile == r.Profile })
 	for _, b := range c.Berths {
@@ -128,7 +134,7 @@ func leftAlone(name string, pod *corev1.Pod, c Cluster) Report {
 		return r
 	}
 	r.Summary = fmt.Sprintf("Berth leaves it alone: no profile took it when it was created. Profile %s would take it now: delete the pod, so that it is made again", r.Profile)
-	r.Profile, r.Event, r.Violations, r.Size, r.Placement = "", "", nil, nil, nil
+	r.Profile, r.Event, r.Next, r.Violations, r.Size, r.Placement = "", "", nil, nil, nil, nil
 	return r
 }
 
@@ -143,7 +149,7 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 	}
 	check, isolation := c.Check, profile.IsolationRequest{}
 	if d.Profile != nil {
-		isolation, check.IsolationRefused = profile.IsolationFor(d.Profile, pod.Annotations, d.Profile.Status.Isolation)
+		isolation, check.IsolationRefused = profile.IsolationFor(d.Profile, pod, c.RuntimeClass, d.Profile.Status.Isolation)
 		check.AllowPrivileged = profile.AllowsPrivileged(d.Profile, isolation.Isolation)
 	}
 	violations := podcheck.Violations(pod, check)
@@ -156,42 +162,55 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 		return r
 	}
 	r.Profile = d.Profile.Name
-	if d.Profile.Status.Status != v1alpha1.ProfileActive {
-		r.Event = waits(pod, eks.MessageMisconfigured(r.Profile), "profile "+r.Profile+" to be ACTIVE")
-		r.Summary = "it stays Pending until the profile is ACTIVE: " + r.Event
-		return r
+	// All that is in the way, in the order in which the scheduler comes to it.
+	active := d.Profile.Status.Status == v1alpha1.ProfileActive
+	if !active {
+		r.pending("until its profile is ACTIVE", waits(pod, eks.MessageMisconfigured(r.Profile), "profile "+r.Profile+" to be ACTIVE"))
 	}
 	if len(violations) > 0 {
-		r.Event = waits(pod, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, check))
-		r.Summary = "it stays Pending: " + r.Event
-		return r
+		r.pending("because Fargate does not support it", waits(pod, eks.MessageUnsupported(violations), podcheck.WaitsFor(pod, check)))
 	}
-	need := sizing.Requests(&pod.Spec)
 	size, err := sizing.ForPod(&pod.Spec, d.Profile.Spec.Sizing)
 	if err != nil {
-		r.Event = err.Error()
-		r.Summary = fmt.Sprintf("it stays Pending: %s (requests: %s; the largest size is 16 vCPU, 120 GB, with 175 GiB of storage requested at most)", r.Event, requests(need))
+		r.pending("because no size holds it", err.Error())
+		r.Violations = append(r.Violations, tooLarge(&pod.Spec))
 		return r
 	}
 	r.Size = &Size{CPU: size.CPU.String(), Memory: size.Memory.String(), EphemeralStorage: size.EphemeralStorage.String(), PricePerHour: sizing.PricePerHour(size),
-		Because: because(d.Profile, need, size)}
+		Because: because(d.Profile, sizing.Requests(&pod.Spec), size)}
+	if !active {
+		return r // its subnets are not known
+	}
 	in := c.Snapshot(d.Profile)
 	in.Pod, in.Size, in.Isolation, in.IsolationBy = pod, size, isolation.Isolation, isolation.By
 	if c.Topology != nil {
 		in.Topology = c.Topology(pod)
 	}
 	choice, err := placement.Choose(in, c.Region)
-	if err != nil {
-		r.Event = err.Error()
-		if reason, ok := err.(interface{ WaitsFor() string }); ok {
-			r.Event = waits(pod, r.Event, reason.WaitsFor())
-		}
-		r.Summary = "it stays Pending until that changes: " + r.Event
-		return r
+	switch reason, waiting := err.(interface{ WaitsFor() string }); {
+	case waiting:
+		r.pending("until there is a place for it", waits(pod, err.Error(), reason.WaitsFor()))
+	case err != nil:
+		r.pending("because there is no place for it", err.Error())
+	case r.Event == "":
+		r.Placement = &Placement{choice.Subnet, choice.Zone, choice.Host, choice.Isolation, placement.IsolationReason(in, choice)}
+		r.Runs, r.Summary = true, wouldRun
 	}
-	r.Placement = &Placement{choice.Subnet, choice.Zone, choice.Host, choice.Isolation, placement.IsolationReason(in, choice)}
-	r.Runs, r.Summary = true, wouldRun
 	return r
+}
+
+// pending notes something that is in the way of a pod; the first is what the pod is told.
+func (r *Report) pending(why, event string) {
+	if r.Event != "" {
+		r.Next = append(r.Next, event)
+		return
+	}
+	r.Event, r.Summary = event, "it stays Pending "+why
+}
+
+func tooLarge(spec *corev1.PodSpec) podcheck.Finding {
+	return podcheck.Finding{Field: "spec.containers[*].resources.requests", Remedy: "ask for less, or divide the work among more pods",
+		Problem: requests(sizing.Requests(spec)) + ", where the largest size has 16 vCPU and 120 GB, of which 256Mi are not the pod's own, and at most 175Gi of storage can be requested"}
 }
 
 // waits adds what the pod waits for and, if it was refused already, since when.
@@ -215,15 +234,20 @@ func because(p *v1alpha1.FargateProfile, need corev1.ResourceList, size v1alpha1
 
 // remedy says how a pod that no profile takes could be taken.
 func remedy(pod *corev1.Pod, c Cluster) string {
-	if len(c.Profiles) == 0 {
-		return fmt.Sprintf("There is no profile yet: berth create fargateprofile --name %s --namespace %s", suggestion(pod.Namespace), pod.Namespace)
+	if pod.Labels[eks.LabelProfile] != "" {
+		return "Another scheduler may place it; Berth takes it if that profile matches when it is created, or without the label any that does"
 	}
-	return "Another scheduler may place it; Berth takes it if a profile matches when it is created."
+	name := pod.Namespace
+	if slices.ContainsFunc(c.Profiles, func(p v1alpha1.FargateProfile) bool { return p.Name == name }) {
+		name = "NAME"
+	}
+	return fmt.Sprintf("Another scheduler may place it; Berth takes it if there is a profile when it is created: berth create fargateprofile --name %s --namespace %s", name, pod.Namespace)
 }
 
-func suggestion(namespace string) string { return "fp-" + namespace }
-
 func requests(list corev1.ResourceList) string {
+	if list.Cpu().IsZero() && list.Memory().IsZero() && list.StorageEphemeral().IsZero() {
+		return "nothing"
+	}
 	return fmt.Sprintf("%s of CPU and %s of memory", list.Cpu().String(), list.Memory().String()) + storage(list)
 }
 
@@ -237,7 +261,11 @@ func storage(list corev1.ResourceList) string {
 // Print writes the report for people.
 func (r Report) Print(out io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s\n", r.Name, r.Summary)
+	name := r.Name
+	if r.Replicas > 1 {
+		name += fmt.Sprintf(", each of %d pods", r.Replicas)
+	}
+	fmt.Fprintf(&b, "%s: %s\n", name, r.Summary)
 	line := func(head, text string) { fmt.Fprintf(&b, "  %-10s  %s\n", head, text) }
 	if r.Profile != "" {
 		line("profile", r.Profile)
@@ -245,10 +273,19 @@ func (r Report) Print(out io.Writer) error {
 	for _, o := range r.Rejected {
 		line("", "not "+o.Profile+": "+o.Why)
 	}
+	if r.Event != "" {
+		line("event", r.Event)
+	}
+	for _, next := range r.Next {
+		line("then", next)
+	}
 	for i, v := range r.Violations {
 		head := ""
 		if i == 0 {
-			head = "violations"
+			head = "to mend"
+			if r.Profile == "" {
+				head = "otherwise" // nobody refuses what is left alone
+			}
 		}
 		line(head, v.Field+": "+v.Problem)
 		line("", "  "+v.Remedy)
@@ -256,7 +293,11 @@ func (r Report) Print(out io.Writer) error {
 	if r.Size != nil {
 		line("size", fmt.Sprintf("%s CPU, %s memory, %s storage", r.Size.CPU, r.Size.Memory, r.Size.EphemeralStorage))
 		line("", r.Size.Because)
-		line("price", fmt.Sprintf("$%.6f an hour (AWS's prices for us-east-1)", r.Size.PricePerHour))
+		price := fmt.Sprintf("$%.6f an hour", r.Size.PricePerHour)
+		if r.Replicas > 1 {
+			price += fmt.Sprintf(", $%.6f for all %d", r.Size.PricePerHour*float64(r.Replicas), r.Replicas)
+		}
+		line("price", price+" (AWS's prices for us-east-1)")
 	}
 	if r.Placement != nil {
 		line("placement", fmt.Sprintf("subnet %s, zone %s, host %s, isolation %s", r.Placement.Subnet, r.Placement.Zone, r.Placement.Host, r.Placement.Isolation))

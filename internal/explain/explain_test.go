@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -46,6 +47,7 @@ func cluster() explain.Cluster {
 			volume := &corev1.PersistentVolume{Spec: corev1.PersistentVolumeSpec{PersistentVolumeSource: corev1.PersistentVolumeSource{NFS: &corev1.NFSVolumeSource{}}}}
 			return claim, volume, nil
 		}},
+		RuntimeClass: func(name string) (*nodev1.RuntimeClass, error) { return &nodev1.RuntimeClass{Handler: name}, nil },
 		Snapshot: func(p *v1alpha1.FargateProfile) placement.Input {
 			subnet := v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "private-a"}, Spec: v1alpha1.SubnetSpec{Zone: "local-1a"}}
 			host := v1alpha1.Host{ObjectMeta: metav1.ObjectMeta{Name: "host"}, Spec: v1alpha1.HostSpec{Zones: []string{"local-1a"}}, Status: v1alpha1.HostStatus{
@@ -77,7 +79,9 @@ func TestManifests(t *testing.T) {
 			c := cluster()
 			for _, tmpl := range templates {
 				report := explain.Pod(tmpl.Name, tmpl.Pod, c)
-				if violations := podcheck.Violations(tmpl.Pod, c.Check); len(violations) > 0 != (len(report.Violations) > 0) {
+				report.Replicas = tmpl.Replicas
+				// But for what depends on the profile.
+				if violations := podcheck.Violations(tmpl.Pod, c.Check); len(violations) > 0 != (len(podcheck.Findings(tmpl.Pod, c.Check)) > 0) {
 					t.Errorf("violations %q, but findings %+v", violations, report.Violations)
 				}
 				if err := report.Print(&out); err != nil {
@@ -174,5 +178,24 @@ func TestExistingPods(t *testing.T) {
 				t.Errorf("rejected: %+v", r.Rejected)
 			}
 		})
+	}
+}
+
+// TestRemedyWithoutAProfile: what to type, with a name that is free.
+func TestRemedyWithoutAProfile(t *testing.T) {
+	c := cluster()
+	c.Profiles = []v1alpha1.FargateProfile{profile("shop", v1alpha1.ProfileActive, v1alpha1.Selector{Namespace: "kube-system"})}
+	for namespace, want := range map[string]string{
+		"shop":  "berth create fargateprofile --name NAME --namespace shop",
+		"other": "berth create fargateprofile --name other --namespace other",
+	} {
+		r := explain.Pod(namespace+"/p", &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace}}, c)
+		if r.Runs || !strings.HasSuffix(r.Summary, want) || len(r.Rejected) != 1 || r.Rejected[0].Why != "it takes pods of namespace kube-system" {
+			t.Errorf("%+v", r)
+		}
+	}
+	forced := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "other", Labels: map[string]string{"eks.amazonaws.com/fargate-profile": "shop"}}}
+	if r := explain.Pod("other/p", forced, c); !strings.Contains(r.Summary, "names profile shop, which does not match") || strings.Contains(r.Summary, "berth create") {
+		t.Errorf("%+v", r)
 	}
 }

@@ -20,6 +20,8 @@ import (
 type Template struct {
 	Name string
 	Pod  *corev1.Pod
+	// Replicas of it at a time; zero for a DaemonSet.
+	Replicas int32
 }
 
 // Templates reads the pods of a manifest, in YAML or JSON, of one or many documents. Kinds that make no pods are skipped,
@@ -76,6 +78,8 @@ func decode(document []byte, decoder runtime.Decoder, namespace string) ([]Templ
 func template(object runtime.Object, namespace string) []Template {
 	var meta metav1.ObjectMeta
 	var spec corev1.PodTemplateSpec
+	one := int32(1)
+	replicas := &one
 	kind := object.GetObjectKind().GroupVersionKind()
 	switch o := object.(type) {
 	case *corev1.Pod:
@@ -85,22 +89,23 @@ func template(object runtime.Object, namespace string) []Template {
 		if o.Spec.Template != nil {
 			spec = *o.Spec.Template
 		}
+		replicas = o.Spec.Replicas
 	case *appsv1.Deployment:
-		meta, spec = o.ObjectMeta, o.Spec.Template
+		meta, spec, replicas = o.ObjectMeta, o.Spec.Template, o.Spec.Replicas
 	case *appsv1.ReplicaSet:
-		meta, spec = o.ObjectMeta, o.Spec.Template
+		meta, spec, replicas = o.ObjectMeta, o.Spec.Template, o.Spec.Replicas
 	case *appsv1.DaemonSet:
-		meta, spec = o.ObjectMeta, o.Spec.Template
+		meta, spec, replicas = o.ObjectMeta, o.Spec.Template, new(int32)
 	case *appsv1.StatefulSet:
-		meta, spec = o.ObjectMeta, *o.Spec.Template.DeepCopy()
+		meta, spec, replicas = o.ObjectMeta, *o.Spec.Template.DeepCopy(), o.Spec.Replicas
 		for _, claim := range o.Spec.VolumeClaimTemplates {
 			spec.Spec.Volumes = append(spec.Spec.Volumes, corev1.Volume{Name: claim.Name, VolumeSource: corev1.VolumeSource{
 				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.Name + "-" + o.Name + "-0"}}})
 		}
 	case *batchv1.Job:
-		meta, spec = o.ObjectMeta, o.Spec.Template
+		meta, spec, replicas = o.ObjectMeta, o.Spec.Template, o.Spec.Parallelism
 	case *batchv1.CronJob:
-		meta, spec = o.ObjectMeta, o.Spec.JobTemplate.Spec.Template
+		meta, spec, replicas = o.ObjectMeta, o.Spec.JobTemplate.Spec.Template, o.Spec.JobTemplate.Spec.Parallelism
 	default:
 		return nil
 	}
@@ -112,7 +117,10 @@ func template(object runtime.Object, namespace string) []Template {
 	if kind.Kind != "Pod" {
 		pod.OwnerReferences = []metav1.OwnerReference{owner(kind, meta.Name)}
 	}
-	return []Template{{Name: fmt.Sprintf("%s %s/%s", kind.Kind, namespace, meta.Name), Pod: pod}}
+	if replicas == nil {
+		replicas = &one // the API server's default
+	}
+	return []Template{{Name: fmt.Sprintf("%s %s/%s", kind.Kind, namespace, meta.Name), Pod: pod, Replicas: *replicas}}
 }
 
 func owner(kind schema.GroupVersionKind, name string) metav1.OwnerReference {

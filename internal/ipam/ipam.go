@@ -5,7 +5,6 @@ package ipam
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"time"
@@ -62,11 +61,12 @@ func (a *Allocator) Take(now time.Time) (netip.Addr, error) {
 	return netip.Addr{}, ErrExhausted
 }
 
-// Scatter lets the next Take begin anywhere in the subnet, so that two processes that meet do not go on side by side.
-func (a *Allocator) Scatter() {
+// Scatter lets the next Take begin at an address that the caller drew, any number that is not negative, so that two processes
+// that meet do not go on side by side.
+func (a *Allocator) Scatter(drawn int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.next = rand.IntN(a.size)
+	a.next = drawn % a.size
 }
 
 func (a *Allocator) resting(addr netip.Addr, now time.Time) bool {

@@ -122,7 +122,7 @@ func (e *earlySandbox) claim() bool {
 }
 
 // take gives the early sandbox to a kubelet that asks for config; "" means that it has to be made now.
-func (e *earlySandbox) take(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) string {
+func (e *earlySandbox) take(ctx context.Context, config *runtimeapi.PodSandboxConfig) string {
 	if !e.claim() {
 		return ""
 	}
@@ -135,7 +135,7 @@ func (e *earlySandbox) take(ctx context.Context, config *runtimeapi.PodSandboxCo
 		klog.FromContext(ctx).Info("the sandbox could not be started early", "error", e.err)
 		return ""
 	}
-	if handler == e.handler && proto.Equal(comparable(e.config), comparable(config)) {
+	if proto.Equal(comparable(e.config), comparable(config)) {
 		return e.id
 	}
 	klog.FromContext(ctx).Info("the sandbox started early is not what the kubelet wants", "early", e.config, "wanted", config)
@@ -185,7 +185,7 @@ var errUnusual = errors.New("the pod's sandbox is not started early: it uses a s
 // everything: a pod it gets wrong starts later, not wrongly.
 func sandboxConfig(ctx context.Context, pod *v1.Pod, c *config.KubeletConfiguration) (*runtimeapi.PodSandboxConfig, error) {
 	spec := &pod.Spec
-	if spec.RuntimeClassName != nil || spec.HostnameOverride != nil || ptr.Deref(spec.SetHostnameAsFQDN, false) || spec.Overhead != nil ||
+	if spec.HostnameOverride != nil || ptr.Deref(spec.SetHostnameAsFQDN, false) || spec.Overhead != nil ||
 		!ptr.Deref(spec.HostUsers, true) || spec.HostNetwork || (spec.SecurityContext != nil && spec.SecurityContext.SELinuxOptions != nil) {
 		return nil, errUnusual
 	}

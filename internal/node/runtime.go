@@ -135,15 +135,14 @@ func (s *runtimeService) GetContainerEvents(ctx context.Context, out chan *runti
 	return err
 }
 
-func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (string, error) {
-	if handler == "" {
-		handler = s.cfg.RuntimeHandler
-	}
-	id := s.early.take(ctx, config, handler)
+// RunPodSandbox runs it under the node's handler, whatever that of the pod's RuntimeClass, which whoever writes those could make any:
+// the scheduler has decided on the isolation, with a view to that.
+func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, _ string) (string, error) {
+	id := s.early.take(ctx, config)
 	if id == "" {
 		s.prepare(config)
 		var err error
-		if id, err = s.RuntimeService.RunPodSandbox(ctx, config, handler); err != nil {
+		if id, err = s.RuntimeService.RunPodSandbox(ctx, config, s.cfg.RuntimeHandler); err != nil {
 			return "", err
 		}
 	}

@@ -61,7 +61,7 @@ func TestEarlySandbox(t *testing.T) {
 		"the same, seen by the kubelet":        {asked: func(c *cri.PodSandboxConfig) { c.Annotations["kubernetes.io/config.seen"] = "now" }, wantRuns: 1},
 		"another host name":                    {asked: func(c *cri.PodSandboxConfig) { c.Hostname = "x" }, wantRuns: 2, wantRemovals: 1},
 		"a second attempt":                     {asked: func(c *cri.PodSandboxConfig) { c.Metadata.Attempt = 1 }, wantRuns: 2, wantRemovals: 1},
-		"another handler":                      {handler: "other", wantRuns: 2, wantRemovals: 1},
+		"a RuntimeClass's handler":             {handler: "runc", wantRuns: 1},
 		"a sandbox from before a restart":      {existing: true, wantRuns: 2},
 		"the kubelet asks before it was begun": {kubeletIsFirst: true, wantRuns: 1},
 	} {

@@ -1,7 +1,9 @@
 package podcheck
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -15,6 +17,12 @@ const (
 
 // Limits of a bandwidth, those of upstream (k8s.io/kubernetes/pkg/util/bandwidth).
 var minBandwidth, maxBandwidth = resource.MustParse("1k"), resource.MustParse("1P")
+
+// maxExponent is the length of an exponent that is read at all, as e+15. To parse 1e-100000000 takes minutes, and nobody has
+// looked at annotations before.
+const maxExponent = 4
+
+var errExponent = errors.New("the exponent is too long")
 
 // Bandwidth reads the pod's limits; nil means none. The error names the annotation and what to write.
 func Bandwidth(pod *corev1.Pod) (ingress, egress *resource.Quantity, err error) {
@@ -32,7 +40,11 @@ func bandwidth(pod *corev1.Pod, annotation string) (*resource.Quantity, error) {
 	if !there {
 		return nil, nil
 	}
-	q, err := resource.ParseQuantity(text)
+	var q resource.Quantity
+	err := errExponent
+	if i := strings.IndexAny(text, "eE"); i < 0 || len(text)-i <= maxExponent {
+		q, err = resource.ParseQuantity(text)
+	}
 	if err != nil || q.Cmp(minBandwidth) < 0 || q.Cmp(maxBandwidth) > 0 {
 		return nil, fmt.Errorf("annotation %s: %q is not a number of bits per second from 1k to 1P, such as 10M", annotation, text)
 	}

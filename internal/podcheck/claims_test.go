@@ -111,6 +111,7 @@ func TestFieldsAndVolumes(t *testing.T) {
 func FuzzViolations(f *testing.F) {
 	f.Add([]byte(`{"spec":{"hostNetwork":true,"volumes":[{"name":"v","hostPath":{"path":"/"}}],"containers":[{"name":"c","ports":[{"hostPort":80}]}]}}`))
 	f.Add([]byte(`{"spec":{"volumes":[{"name":"v","persistentVolumeClaim":{"claimName":"c"}}],"initContainers":[{"securityContext":{"capabilities":{"add":["ALL"]}}}]}}`))
+	f.Add([]byte(`{"metadata":{"annotations":{"kubernetes.io/egress-bandwidth":"1e-100000000"}}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var pod corev1.Pod
 		if json.Unmarshal(raw, &pod) != nil {

@@ -4,8 +4,6 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-
-	"github.com/berth-run/berth/api/v1alpha1"
 )
 
 // permit is the way to rights that Fargate refuses.
@@ -63,8 +61,8 @@ func Findings(pod *corev1.Pod, opts Options) []Finding {
 			add(remedy, "volume "+why, "%s", field)
 		}
 	}
-	if opts.IsolationRefused != "" {
-		add("remove the annotation, or let the profile allow it (spec.allowedIsolations)", opts.IsolationRefused, "metadata.annotations[%s]", v1alpha1.AnnotationIsolation)
+	if opts.IsolationRefused != nil {
+		out = append(out, opts.IsolationRefused.Finding)
 	}
 	return out
 }
@@ -81,7 +79,7 @@ func containerFindings(path string, c *corev1.Container, opts Options, add func(
 	}
 	for i, p := range c.Ports {
 		if p.HostPort > 0 {
-			add("remove it; the pod is reached at its own address, or through a Service", "there is no host whose port it could be", "%s.ports[%d].hostPort", path, i)
+			add("remove it; the pod is reached at its own address, or through a Service, from outside one of type LoadBalancer", "there is no host whose port it could be", "%s.ports[%d].hostPort", path, i)
 		}
 		if p.HostIP != "" {
 			add("remove it", "there is no host whose address it could be", "%s.ports[%d].hostIP", path, i)

@@ -38,12 +38,12 @@ func TestAllowPrivileged(t *testing.T) {
 // TestIsolationRefused: the last of the violations, and one that can change.
 func TestIsolationRefused(t *testing.T) {
 	const why = "annotation berth.run/isolation: profile web does not let pods choose their isolation"
-	opts := Options{IsolationRefused: why}
+	opts := Options{IsolationRefused: &Refusal{Finding{"metadata.annotations[berth.run/isolation]", why, "remove it"}, "the profile to change"}}
 	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{}}}}
 	if got := Violations(pod, opts); !slices.Equal(got, []string{why}) {
 		t.Errorf("got %q", got)
 	}
-	if got := WaitsFor(pod, opts); got != "the profile to allow that isolation, or the annotation to change" {
+	if got := WaitsFor(pod, opts); got != "the profile to change" {
 		t.Errorf("it waits for %q", got)
 	}
 	if got := Findings(pod, opts); len(got) != 1 || got[0].Field != "metadata.annotations[berth.run/isolation]" || got[0].Problem != why {

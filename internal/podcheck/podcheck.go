@@ -17,8 +17,14 @@ type Options struct {
 	PVC func(namespace, name string) (*corev1.PersistentVolumeClaim, *corev1.PersistentVolume, error)
 	// AllowPrivileged: containers may have all rights inside the pod's sandbox, as a profile with isolation microvm may permit.
 	AllowPrivileged bool
-	// IsolationRefused says why the pod may not have the isolation that it asks for (profile.IsolationFor); empty: it may.
-	IsolationRefused string
+	// IsolationRefused says why the pod may not have the isolation that it asks for (profile.IsolationFor); nil: it may.
+	IsolationRefused *Refusal
+}
+
+// Refusal is a violation that the caller found, and what would change it.
+type Refusal struct {
+	Finding
+	WaitsFor string
 }
 
 // efsDriver is the one CSI driver that Fargate mounts (facts 4.2, 4b).
@@ -50,7 +56,9 @@ func Violations(pod *corev1.Pod, opts Options) []string {
 	for _, annotation := range []string{AnnotationIngress, AnnotationEgress} {
 		add(bandwidths(pod)[annotation])
 	}
-	add(opts.IsolationRefused)
+	if opts.IsolationRefused != nil {
+		add(opts.IsolationRefused.Problem)
+	}
 	return out
 }
 
@@ -169,8 +177,8 @@ func WaitsFor(pod *corev1.Pod, opts Options) string {
 	if len(Violations(pod, Options{AllowPrivileged: opts.AllowPrivileged})) > 0 {
 		return ""
 	}
-	if opts.IsolationRefused != "" {
-		return "the profile to allow that isolation, or the annotation to change"
+	if opts.IsolationRefused != nil {
+		return opts.IsolationRefused.WaitsFor
 	}
 	if opts.PVC == nil {
 		return ""

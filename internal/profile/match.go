@@ -4,7 +4,10 @@ package profile
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,17 +39,29 @@ type Namespace struct {
 // the selector match; `*` stands for any number of characters, `?` for exactly one (facts 1.4). Berth's own
 // matchExpressions and namespaceSelector must match too; one that is malformed matches nothing.
 func Matches(sel v1alpha1.Selector, ns Namespace, podLabels map[string]string) bool {
-	if sel.Namespace == "" && sel.NamespaceSelector == nil || sel.Namespace != "" && !glob(sel.Namespace, ns.Name) {
-		return false
+	return mismatch(sel, ns, podLabels) == ""
+}
+
+// mismatch says which pods the selector takes instead; empty: it takes this one.
+func mismatch(sel v1alpha1.Selector, ns Namespace, podLabels map[string]string) string {
+	switch {
+	case sel.Namespace == "" && sel.NamespaceSelector == nil:
+		return "no pods, for want of a namespace"
+	case sel.Namespace != "" && !glob(sel.Namespace, ns.Name):
+		return "pods of namespace " + sel.Namespace
+	case sel.NamespaceSelector != nil && !meets(sel.NamespaceSelector, ns.Labels):
+		return "pods of namespaces with " + metav1.FormatLabelSelector(sel.NamespaceSelector)
 	}
-	for key, value := range sel.Labels {
-		if !anyLabel(podLabels, key, value) {
-			return false
+	for _, key := range slices.Sorted(maps.Keys(sel.Labels)) {
+		if !anyLabel(podLabels, key, sel.Labels[key]) {
+			return "pods with label " + key + "=" + sel.Labels[key]
 		}
 	}
-	return len(sel.MatchExpressions) == 0 && sel.NamespaceSelector == nil ||
-		meets(&metav1.LabelSelector{MatchExpressions: sel.MatchExpressions}, podLabels) &&
-			(sel.NamespaceSelector == nil || meets(sel.NamespaceSelector, ns.Labels))
+	expressions := &metav1.LabelSelector{MatchExpressions: sel.MatchExpressions}
+	if len(sel.MatchExpressions) > 0 && !meets(expressions, podLabels) {
+		return "pods with " + metav1.FormatLabelSelector(expressions)
+	}
+	return ""
 }
 
 func meets(selector *metav1.LabelSelector, set map[string]string) bool {
@@ -154,12 +169,17 @@ func rejects(p *v1alpha1.FargateProfile, pod *corev1.Pod, namespace Namespace, f
 	case status(p) != v1alpha1.ProfileActive && status(p) != v1alpha1.ProfileCreating:
 		return fmt.Sprintf("it is %s, not ACTIVE", status(p))
 	}
+	var takes []string
 	for _, s := range p.Spec.Selectors {
-		if Matches(s, namespace, pod.Labels) {
+		other := mismatch(s, namespace, pod.Labels)
+		if other == "" {
 			return ""
 		}
+		if !slices.Contains(takes, other) {
+			takes = append(takes, other)
+		}
 	}
-	return "no selector matches the pod's namespace and labels"
+	return "it takes " + strings.Join(takes, ", and ")
 }
 
 func status(p *v1alpha1.FargateProfile) v1alpha1.ProfileStatus {

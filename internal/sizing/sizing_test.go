@@ -83,6 +83,10 @@ func TestContainersTogether(t *testing.T) {
 		"facts 3.1 rule 3: the larger of init and run": {corev1.PodSpec{InitContainers: []corev1.Container{asking("2", "")}, Containers: []corev1.Container{asking("", "3Gi")}}, "2vCPU 4GB"},
 		"facts 3.4: a sidecar counts with the rest":    {corev1.PodSpec{InitContainers: []corev1.Container{sidecar}, Containers: []corev1.Container{asking("500m", "1Gi")}}, "1vCPU 3GB"},
 		"facts 3.4: a request defaults to its limit":   {corev1.PodSpec{Containers: []corev1.Container{limited}}, "1vCPU 2GB"},
+		"overhead does not count": {corev1.PodSpec{Containers: []corev1.Container{asking("500m", "")},
+			Overhead: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2"), corev1.ResourceMemory: resource.MustParse("4Gi")}}, "0.5vCPU 1GB"},
+		"the pod's own resources count before the containers'": {corev1.PodSpec{Containers: []corev1.Container{asking("500m", "1Gi")},
+			Resources: &corev1.ResourceRequirements{Requests: asking("1", "3Gi").Resources.Requests}}, "1vCPU 4GB"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -147,5 +151,23 @@ func TestExact(t *testing.T) {
 				t.Errorf("got %q (%v), want %q", got, err, test.want)
 			}
 		})
+	}
+}
+
+// TestBeyondArithmetic: what the API server takes for a quantity is answered at once, though its arithmetic would take hours.
+func TestBeyondArithmetic(t *testing.T) {
+	for cpu, fits := range map[string]bool{"1e1000000000": false, "0e1000000000": true, "1e30": false} {
+		for _, container := range []corev1.Container{asking(cpu, ""), container(nil, map[corev1.ResourceName]string{corev1.ResourceCPU: cpu})} {
+			for _, spec := range []corev1.PodSpec{{Containers: []corev1.Container{container}}, {InitContainers: []corev1.Container{container}}, {Resources: &container.Resources}} {
+				if spec.Resources != nil && len(spec.Resources.Requests) == 0 {
+					continue // the API server has put the limit there
+				}
+				for _, sizing := range []v1alpha1.Sizing{v1alpha1.SizingTable, v1alpha1.SizingExact} {
+					if _, err := ForPod(&spec, sizing); (err == nil) != fits {
+						t.Errorf("%s of CPU, %s: %v", cpu, sizing, err)
+					}
+				}
+			}
+		}
 	}
 }

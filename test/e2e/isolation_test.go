@@ -49,6 +49,8 @@ func TestIsolation(t *testing.T) {
 	}
 	for pod, tc := range map[string]struct{ isolation, reason string }{
 		"by-default": {isolation, "the cluster's default asks for it"},
+		"by-class":   {"gvisor", "runtimeClassName e2e-gvisor of the pod asks for it"},
+		"as-runc":    {isolation, "the cluster's default asks for it"},
 		"as-gvisor":  {"gvisor", "annotation berth.run/isolation of the pod asks for it"},
 		"as-microvm": {"microvm", "annotation berth.run/isolation of the pod asks for it"},
 	} {

@@ -13,6 +13,16 @@ func TestLifeOfANode(t *testing.T) {
 	apply(t, "life.yaml")
 	pod, node := running(t, "")
 	t.Run("completed", completed)
+	t.Run("cordoned", func(t *testing.T) {
+		kubectl(t, "cordon", node)
+		if state := kubectl(t, "get", "node", node, "-o", `jsonpath={.spec.unschedulable} {.status.conditions[?(@.type=="Ready")].status}`); state != "true True" {
+			t.Errorf("the node is %q, want unschedulable and ready", state)
+		}
+		if now, on := running(t, ""); now != pod || on != node {
+			t.Errorf("pod %s on %s was replaced by %s on %s", pod, node, now, on)
+		}
+		kubectl(t, "uncordon", node)
+	})
 	t.Run("a drain waits for the budget", func(t *testing.T) {
 		out, err := berth("kubectl", "drain", node, "--timeout=1s")
 		if err == nil || !strings.Contains(out, "Cannot evict pod as it would violate the pod's disruption budget.") {

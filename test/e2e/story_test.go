@@ -35,6 +35,7 @@ func TestNode(t *testing.T) {
 		"{.spec.taints[0].key}={.spec.taints[0].value}:{.spec.taints[0].effect}":   "eks.amazonaws.com/compute-type=fargate:NoSchedule",
 		"{.status.addresses[?(@.type==\"InternalIP\")].address}":                   ip,
 		"{.status.capacity.pods} {.status.capacity.cpu} {.status.capacity.memory}": "1 250m 1Gi",
+		"{.metadata.annotations}":                                                  `{"node.alpha.kubernetes.io/ttl":"0","volumes.kubernetes.io/controller-managed-attach-detach":"true"}`,
 		"{.status.daemonEndpoints.kubeletEndpoint.Port}":                           "10250",
 	} {
 		if got := kubectl(t, "get", "node", node, "-o", "jsonpath="+path); got != want {
@@ -50,7 +51,12 @@ func TestNode(t *testing.T) {
 	if got := kubectl(t, "get", "pod", "features", "-o", "jsonpath={.metadata.annotations.CapacityProvisioned}"); got != "0.25vCPU 1GB" {
 		t.Errorf("CapacityProvisioned is %q", got)
 	}
-	for _, path := range []string{"metrics/resource", "stats/summary"} {
+	if version := kubectl(t, "get", "node", node, "-o", "jsonpath={.status.nodeInfo.kubeletVersion}"); !strings.Contains(kubectl(t, "get", "--raw", "/version"), `"`+version+`"`) {
+		t.Errorf("the kubelet is %s, the API server is not", version)
+	}
+	shows(t, "Starting NodeReady", "get", "events", "--field-selector", "involvedObject.kind=Node,involvedObject.name="+node, "--sort-by", ".lastTimestamp", "-o",
+		`jsonpath={.items[?(@.reason=="Starting")].reason} {.items[?(@.reason=="NodeReady")].reason}`)
+	for _, path := range []string{"metrics/resource", "metrics/cadvisor", "stats/summary"} {
 		if out := kubectl(t, "get", "--raw", "/api/v1/nodes/"+node+"/proxy/"+path); !strings.Contains(out, "main") {
 			t.Errorf("%s does not tell of the container:\n%s", path, out)
 		}

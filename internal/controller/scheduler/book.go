@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -214,7 +215,7 @@ func (b *book) wrote(next, lost []netip.Addr, seen []string, now time.Time) {
 		delete(b.taken, addr)
 		b.lost[addr] = true
 		b.Release(addr, now)
-		b.Scatter()
+		b.Scatter(rand.Int())
 	}
 	for _, addr := range next {
 		if !known[addr] && !b.taken[addr] {

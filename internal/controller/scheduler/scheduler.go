@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -170,7 +171,7 @@ func (r *Reconciler) decide(ctx context.Context, pod *corev1.Pod) (*v1alpha1.Ber
 	if no != nil || err != nil {
 		return nil, no, err
 	}
-	isolation, refused := match.IsolationFor(profile, pod.Annotations, r.Isolation)
+	isolation, refused := match.IsolationFor(profile, pod, r.runtimeClass(ctx), r.Isolation)
 	check := podcheck.Options{PVC: r.claim(ctx), IsolationRefused: refused, AllowPrivileged: match.AllowsPrivileged(profile, isolation.Isolation)}
 	if violations := podcheck.Violations(pod, check); len(violations) > 0 {
 		return nil, &refusal{reason: eks.ReasonUnsupported, message: eks.MessageUnsupported(violations), waitsFor: podcheck.WaitsFor(pod, check)}, nil
@@ -203,6 +204,13 @@ func (r *Reconciler) claim(ctx context.Context) func(string, string) (*corev1.Pe
 			return nil, nil, err
 		}
 		return pvc, pv, nil
+	}
+}
+
+func (r *Reconciler) runtimeClass(ctx context.Context) func(string) (*nodev1.RuntimeClass, error) {
+	return func(name string) (*nodev1.RuntimeClass, error) {
+		class := &nodev1.RuntimeClass{}
+		return class, r.Client.Get(ctx, client.ObjectKey{Name: name}, class)
 	}
 }
 
