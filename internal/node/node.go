@@ -30,6 +30,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config"
 
+	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
@@ -145,6 +146,8 @@ func settings(cfg nodeconfig.Config) (*options.KubeletServer, error) {
 	// Images are the host's: no garbage collection from here.
 	c.ImageGCHighThresholdPercent = 100
 	c.EvictionHard = map[string]string{}
+	// What a virtual machine's disk holds is not seen from here: its size is the limit. Looking would wake the guest every ten seconds.
+	c.LocalStorageCapacityIsolation = cfg.RuntimeHandler != layout.RuntimeHandlerMicroVM
 	c.SerializeImagePulls = false
 	c.RegistryPullQPS = 0
 	c.EventRecordQPS = 0
