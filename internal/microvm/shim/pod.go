@@ -78,6 +78,7 @@ type pod struct {
 	machine   vmm.Machine
 	guest     *agent.Client
 	cgroup    string
+	quota     *quota
 	sync      *volumes
 	forwards  net.Listener
 
@@ -98,6 +99,9 @@ func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod
 	}
 	p := &pod{options: o, images: map[string]int{}, cgroup: cgroupOf(spec)}
 	if err := ensureCgroup(p.cgroup); err != nil {
+		return nil, err
+	}
+	if p.quota, err = quotaOf(p.cgroup); err != nil {
 		return nil, err
 	}
 	defer func() {
