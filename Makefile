@@ -130,6 +130,11 @@ bench-net: deps ## Measure the network beside plain runc containers, and what 1,
 	go test ./internal/hostagent/network -run '^$$' -bench Forward -benchtime 20000x
 	@$(MAKE) --no-print-directory bench-policy
 
+.PHONY: bench-io
+bench-io: deps ## Measure network, disk and system calls inside microvm, gvisor and plain runc, which take turns (root; needs make up and runc).
+	@hack/images/bench.sh
+	@go run ./test/bench/io
+
 .PHONY: lint
 lint: bin/golangci-lint ## Check every module of ours with golangci-lint (which formats and vets, too), and the shell scripts.
 	@set -e; for module in . api build/coredns build/gvisor; do (cd $$module && $(CURDIR)/bin/golangci-lint run --config $(CURDIR)/.golangci.yml ./...); done

@@ -146,7 +146,7 @@ disabled_plugins = [
   netns_mounts_under_state_dir = true
   max_container_log_line_size = 16384
   # containerd's own rate of CPU use: once a second, its default, is most of an idle pod's cost.
-  stats_collect_period = "10s"
+  stats_collect_period = "30s"
   [plugins."io.containerd.cri.v1.runtime".containerd]
     default_runtime_name = %q
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.%s]

@@ -126,8 +126,9 @@ func (p *pod) start(ctx context.Context, t *task, proc *process) error {
 	return nil
 }
 
-// await waits for a process's end in the guest and tells it, when its output and its files are on the host.
-func (p *pod) await(t *task, proc *process) {
+// await waits for a process's end in the guest and tells it, when its output and its files are on the host. It calls over first if that was the
+// container's.
+func (p *pod) await(t *task, proc *process, over func()) {
 	ctx := context.Background()
 	response, err := p.guest.Tasks().Wait(ctx, &taskapi.WaitRequest{ID: t.id, ExecID: proc.exec})
 	if err != nil {
@@ -138,6 +139,10 @@ func (p *pod) await(t *task, proc *process) {
 			proc.end(p.publisher, killed, timestamppb.Now())
 		}
 		return
+	}
+	if proc.exec == "" {
+		proc.doom()
+		over()
 	}
 	proc.streams.drain(drainLimit)
 	if proc.exec == "" {

@@ -79,6 +79,7 @@ type pod struct {
 	machine   vmm.Machine
 	guest     *agent.Client
 	cgroup    string
+	quota     *quota
 	sync      *volumes
 	socket    net.Listener // of package podsocket
 	clock     *hostClock
@@ -100,6 +101,9 @@ func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod
 	}
 	p := &pod{options: o, images: map[string]int{}, cgroup: cgroupOf(spec)}
 	if err := ensureCgroup(p.cgroup); err != nil {
+		return nil, err
+	}
+	if p.quota, err = quotaOf(p.cgroup); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -19,6 +19,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -177,13 +178,16 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 		}
 	}
 	proc.started(proc.pid)
+	if err := p.quota.restore(); err != nil {
+		return nil, toStatus(err)
+	}
 	if r.ExecID == "" {
 		s.publisher.publish("/tasks/start", &eventsapi.TaskStart{ContainerID: r.ID, Pid: proc.pid})
 	} else {
 		s.publisher.publish("/tasks/exec-started", &eventsapi.TaskExecStarted{ContainerID: r.ID, ExecID: r.ExecID, Pid: proc.pid})
 	}
 	if !t.sandbox {
-		go p.await(t, proc)
+		go p.await(t, proc, func() { s.relax(p) })
 	}
 	return &taskapi.StartResponse{Pid: proc.pid}, nil
 }
@@ -272,8 +276,32 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Em
 		t.end(s.publisher, killed, timestamppb.Now())
 		return empty, nil
 	}
-	_, err = p.guest.Tasks().Kill(ctx, r)
-	return empty, err
+	if _, err := p.guest.Tasks().Kill(ctx, r); err != nil {
+		return nil, err
+	}
+	if r.ExecID == "" && unix.Signal(r.Signal) == unix.SIGKILL {
+		proc.doom()
+		s.relax(p)
+	}
+	return empty, nil
+}
+
+// relax lifts the pod's CPU limit if no container works any more.
+func (s *Service) relax(p *pod) {
+	if err := p.quota.lift(s.idle); err != nil {
+		logger().Error("the pod will end slowly", "error", err)
+	}
+}
+
+func (s *Service) idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.tasks {
+		if !t.sandbox && t.first.works() {
+			return false
+		}
+	}
+	return true
 }
 
 // Connect tells the shim's process id.

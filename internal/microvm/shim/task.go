@@ -38,6 +38,7 @@ type process struct {
 
 	mu       sync.Mutex
 	running  bool
+	doomed   bool // it has ended, or SIGKILL is on its way to it
 	code     uint32
 	exitedAt *timestamppb.Timestamp
 }
@@ -107,6 +108,20 @@ func (p *process) started(pid uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.pid, p.running = pid, true
+}
+
+// doom notes that nothing of the process runs any more, at most what the kernel does to end it.
+func (p *process) doom() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.doomed = true
+}
+
+// works tells whether the process runs, and may go on to.
+func (p *process) works() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.running && !p.doomed
 }
 
 // end notes the process's end and tells it, once.

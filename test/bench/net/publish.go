@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/berth-run/berth/test/bench/plain"
 )
 
 const ingresses = `
@@ -16,15 +18,15 @@ const ingresses = `
 // publish makes the Ingress and waits for its address.
 func (b *bench) publish(ctx context.Context) error {
 	b.undo = append(b.undo, func(ctx context.Context) error {
-		_, err := kubectl(ctx, ingresses, "delete", "-f", "-", "--ignore-not-found")
+		_, err := plain.Kubectl(ctx, ingresses, "delete", "-f", "-", "--ignore-not-found")
 		return err
 	})
-	if _, err := kubectl(ctx, ingresses, "apply", "-f", "-"); err != nil {
+	if _, err := plain.Kubectl(ctx, ingresses, "apply", "-f", "-"); err != nil {
 		return err
 	}
 	for b.web == "" {
 		var err error
-		if b.web, err = kubectl(ctx, "", "get", "ingress", "bench-net", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}"); err != nil {
+		if b.web, err = plain.Kubectl(ctx, "", "get", "ingress", "bench-net", "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}"); err != nil {
 			return err
 		}
 	}
@@ -34,7 +36,7 @@ func (b *bench) publish(ctx context.Context) error {
 // beyond makes a machine outside: a network namespace behind a link, which knows the way to the public subnets.
 func (b *bench) beyond(ctx context.Context) error {
 	b.undo = append(b.undo, func(ctx context.Context) error {
-		_, err := command(ctx, nil, "ip", "netns", "del", name)
+		_, err := plain.Command(ctx, nil, "ip", "netns", "del", name)
 		return err
 	})
 	for _, line := range [][]string{
@@ -43,7 +45,7 @@ func (b *bench) beyond(ctx context.Context) error {
 		{"-n", name, "addr", "add", outsideIP + "/24", "dev", "eth0"}, {"-n", name, "link", "set", "eth0", "up"},
 		{"-n", name, "route", "add", "default", "via", nearIP},
 	} {
-		if _, err := command(ctx, nil, append([]string{"ip"}, line...)...); err != nil {
+		if _, err := plain.Command(ctx, nil, append([]string{"ip"}, line...)...); err != nil {
 			return err
 		}
 	}
@@ -62,7 +64,7 @@ func (b *bench) beyond(ctx context.Context) error {
 }
 
 func (b *bench) outside(ctx context.Context, args ...string) (float64, error) {
-	return number(command(ctx, nil, append([]string{"ip", "netns", "exec", name, b.self}, args...)...))
+	return number(plain.Command(ctx, nil, append([]string{"ip", "netns", "exec", name, b.self}, args...)...))
 }
 
 // denyAll isolates Berth's server: policies are for pods. The side says who talks to it.
@@ -88,7 +90,7 @@ func (b *bench) allow(ctx context.Context, s *side) (float64, error) {
 }
 
 func policy(ctx context.Context, verb string) error {
-	_, err := kubectl(ctx, denyAll, verb, "-f", "-")
+	_, err := plain.Kubectl(ctx, denyAll, verb, "-f", "-")
 	return err
 }
 

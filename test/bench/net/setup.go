@@ -1,19 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
-	"github.com/berth-run/berth/internal/layout"
-	"github.com/berth-run/berth/internal/podnet"
+	"github.com/berth-run/berth/test/bench/plain"
 )
 
 const (
@@ -26,22 +22,20 @@ const (
 	outsideIP, nearIP = "203.0.113.9", "203.0.113.1"
 )
 
-// runcs are the plain containers' addresses: the last ones of a private subnet, which pods get last.
-var runcs = map[string]string{"client": "10.90.31.253", "server": "10.90.31.254"}
+// addresses are the plain containers' addresses: the last ones of a private subnet, which pods get last.
+var addresses = map[string]string{"client": "10.90.31.253", "server": "10.90.31.254"}
 
 // bench is what was set up.
 type bench struct {
 	dir, self string
 	sides     []*side
+	runcs     map[string]*plain.Container // by role
 	// web is the address of Ingresses.
 	web  string
 	undo []func(context.Context) error
 }
 
 func setUp(ctx context.Context) (*bench, error) {
-	if _, err := exec.LookPath("runc"); err != nil {
-		return nil, errors.New("command runc is missing: install Debian package runc")
-	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -50,7 +44,7 @@ func setUp(ctx context.Context) (*bench, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{dir: dir, self: self}
+	b := &bench{dir: dir, self: self, runcs: map[string]*plain.Container{}}
 	b.undo = append(b.undo, func(context.Context) error { return os.RemoveAll(dir) })
 	for _, step := range []func(context.Context) error{b.pods, b.plain, b.publish, b.beyond} {
 		limited, cancel := context.WithTimeout(ctx, limit)
@@ -69,22 +63,6 @@ func (b *bench) tearDown(ctx context.Context) error {
 		failed = append(failed, b.undo[i](ctx))
 	}
 	return errors.Join(failed...)
-}
-
-// command runs a program and returns what it printed.
-func command(ctx context.Context, input []byte, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	var stderr bytes.Buffer
-	cmd.Stdin, cmd.Stderr = bytes.NewReader(input), &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
-	}
-	return strings.TrimSpace(string(out)), nil
-}
-
-func kubectl(ctx context.Context, input string, args ...string) (string, error) {
-	return command(ctx, []byte(input), append([]string{"bin/kubectl"}, args...)...)
 }
 
 func number(text string, err error) (float64, error) {
@@ -110,10 +88,10 @@ const ports = `{name: sink, port: 5001}, {name: short, port: 5002}, {name: echo,
 // pods makes Berth's pods, and copies this program into them.
 func (b *bench) pods(ctx context.Context) error {
 	b.undo = append(b.undo, func(ctx context.Context) error {
-		_, err := kubectl(ctx, profileAndPods, "delete", "-f", "-", "--ignore-not-found", "--timeout=60s")
+		_, err := plain.Kubectl(ctx, profileAndPods, "delete", "-f", "-", "--ignore-not-found", "--timeout=60s")
 		return err
 	})
-	if _, err := kubectl(ctx, profileAndPods, "apply", "-f", "-"); err != nil {
+	if _, err := plain.Kubectl(ctx, profileAndPods, "apply", "-f", "-"); err != nil {
 		return err
 	}
 	program, err := os.ReadFile(b.self)
@@ -121,20 +99,20 @@ func (b *bench) pods(ctx context.Context) error {
 		return err
 	}
 	for _, pod := range []string{"bench-client", "bench-server"} {
-		if _, err := kubectl(ctx, "", "wait", "--for=condition=Ready", "pod/"+pod, "--timeout=90s"); err != nil {
+		if _, err := plain.Kubectl(ctx, "", "wait", "--for=condition=Ready", "pod/"+pod, "--timeout=90s"); err != nil {
 			return err
 		}
-		if _, err := kubectl(ctx, string(program), "exec", "-i", pod, "--", "sh", "-c", "cat > /copy && chmod +x /copy && mv /copy /ready"); err != nil {
+		if _, err := plain.Kubectl(ctx, string(program), "exec", "-i", pod, "--", "sh", "-c", "cat > /copy && chmod +x /copy && mv /copy /ready"); err != nil {
 			return err
 		}
 	}
 	s := &side{name: "Berth", ingressHost: "berth.bench", in: func(ctx context.Context, args ...string) (float64, error) {
-		return number(kubectl(ctx, "", append([]string{"exec", "bench-client", "--", "/ready"}, args...)...))
+		return number(plain.Kubectl(ctx, "", append([]string{"exec", "bench-client", "--", "/ready"}, args...)...))
 	}}
-	if s.server, err = kubectl(ctx, "", "get", "pod", "bench-server", "-o", "jsonpath={.status.podIP}"); err != nil {
+	if s.server, err = plain.Kubectl(ctx, "", "get", "pod", "bench-server", "-o", "jsonpath={.status.podIP}"); err != nil {
 		return err
 	}
-	s.service, err = kubectl(ctx, "", "get", "service", "bench-berth", "-o", "jsonpath={.spec.clusterIP}")
+	s.service, err = plain.Kubectl(ctx, "", "get", "service", "bench-berth", "-o", "jsonpath={.spec.clusterIP}")
 	b.sides = append(b.sides, s)
 	return err
 }
@@ -148,64 +126,33 @@ const plainService = `
 
 // plain starts runc's containers, each in a network namespace with a link like a pod's, behind the same rules.
 func (b *bench) plain(ctx context.Context) error {
-	for role, ip := range runcs {
+	for role, ip := range addresses {
 		if err := b.container(ctx, role, ip); err != nil {
 			return err
 		}
 	}
-	manifest := fmt.Sprintf(plainService, runcs["server"])
+	manifest := fmt.Sprintf(plainService, addresses["server"])
 	b.undo = append(b.undo, func(ctx context.Context) error {
-		_, err := kubectl(ctx, manifest, "delete", "-f", "-", "--ignore-not-found")
+		_, err := plain.Kubectl(ctx, manifest, "delete", "-f", "-", "--ignore-not-found")
 		return err
 	})
-	if _, err := kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
+	if _, err := plain.Kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
 		return err
 	}
-	vip, err := kubectl(ctx, "", "get", "service", "bench-runc", "-o", "jsonpath={.spec.clusterIP}")
-	b.sides = append(b.sides, &side{name: "runc", server: runcs["server"], service: vip, ingressHost: "runc.bench",
+	vip, err := plain.Kubectl(ctx, "", "get", "service", "bench-runc", "-o", "jsonpath={.spec.clusterIP}")
+	b.sides = append(b.sides, &side{name: "runc", server: addresses["server"], service: vip, ingressHost: "runc.bench",
 		in: func(ctx context.Context, args ...string) (float64, error) {
-			return number(command(ctx, nil, append([]string{"runc", "--root", b.dir + "/runc", "exec", "client", "/ready"}, args...)...))
+			return number(b.runcs["client"].Exec(ctx, append([]string{"/ready"}, args...)...))
 		}})
 	return err
 }
 
 func (b *bench) container(ctx context.Context, role, ip string) error {
-	ns, uid := name+"-"+role, name+"-"+role
-	link := podnet.HostLink(uid)
-	b.undo = append(b.undo, func(ctx context.Context) error {
-		_, gone := command(ctx, nil, "runc", "--root", b.dir+"/runc", "delete", "--force", role)
-		_, rules := command(ctx, nil, "nft", "delete", "element", "ip", layout.NFTTable, "pods", fmt.Sprintf("{ %s . %s }", link, ip))
-		_, space := command(ctx, nil, "ip", "netns", "del", ns)
-		return errors.Join(gone, podnet.Del(uid), rules, space)
-	})
-	if _, err := command(ctx, nil, "ip", "netns", "add", ns); err != nil {
+	c := &plain.Container{Name: name + "-" + role, Dir: b.dir, IP: ip, Args: []string{"/ready", "serve"}, Rootfs: func(ctx context.Context, dir string) error {
+		_, err := plain.Command(ctx, nil, "cp", b.self, filepath.Join(dir, "ready"))
 		return err
-	}
-	mtu := 1500
-	if err := podnet.Add(uid, "/run/netns/"+ns, podnet.Config{IP: ip, Gateway: layout.GatewayIP, MTU: mtu}); err != nil {
-		return err
-	}
-	if _, err := command(ctx, nil, "nft", "add", "element", "ip", layout.NFTTable, "pods", fmt.Sprintf("{ %s . %s }", link, ip)); err != nil {
-		return err
-	}
-	bundle := filepath.Join(b.dir, role)
-	if err := os.MkdirAll(filepath.Join(bundle, "rootfs"), 0o755); err != nil {
-		return err
-	}
-	if _, err := command(ctx, nil, "cp", b.self, filepath.Join(bundle, "rootfs", "ready")); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(bundle, "config.json"), fmt.Appendf(nil, runcConfig, "/run/netns/"+ns), 0o600); err != nil {
-		return err
-	}
-	// Its output goes nowhere: the container, which stays, would hold a pipe open.
-	if err := exec.CommandContext(ctx, "runc", "--root", b.dir+"/runc", "run", "--detach", "--bundle", bundle, role).Run(); err != nil {
-		return fmt.Errorf("start a plain container: %w", err)
-	}
-	return nil
+	}}
+	b.runcs[role] = c
+	b.undo = append(b.undo, c.Remove)
+	return c.Start(ctx)
 }
-
-// runcConfig is a container of the least that runc asks for. Both serve; the client is entered besides.
-const runcConfig = `{"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"cwd": "/", "args": ["/ready", "serve"], "env": ["PATH=/"], "user": {"uid": 0, "gid": 0}},
- "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
- "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network", "path": %q}]}}`

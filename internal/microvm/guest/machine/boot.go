@@ -201,6 +201,10 @@ func prepareKernel() error {
 		"/sys/kernel/mm/transparent_hugepage/enabled": "madvise",
 		// A pod's machine forwards only if the pod says so; one address answers on one link.
 		"/proc/sys/net/ipv4/ip_forward": "0",
+		// Nothing is done ahead of need in an idle machine: each waking costs the host more than the guest.
+		"/proc/sys/vm/compaction_proactiveness": "0",
+		"/proc/sys/vm/stat_interval":            "30",
+		"/proc/sys/kernel/watchdog":             "0",
 		// As a kubelet sets them on a node of its own.
 		"/proc/sys/vm/overcommit_memory":     "1",
 		"/proc/sys/kernel/panic_on_oops":     "1",
