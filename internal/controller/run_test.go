@@ -14,8 +14,10 @@ import (
 	admissionregistration "k8s.io/api/admissionregistration/v1"
 	certificates "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
@@ -117,6 +119,7 @@ func TestControllersTogether(t *testing.T) {
 	t.Run("a waiting pod is judged again", func(t *testing.T) { testWaiting(t, c) })
 	t.Run("the webhook's registration", func(t *testing.T) { testRegistration(t, c, o) })
 	t.Run("metrics", func(t *testing.T) { testMetrics(t, o) })
+	t.Run("a pod's RuntimeClass", func(t *testing.T) { testClass(t, c, ns) })
 	t.Run("a host's certificates", func(t *testing.T) { testCertificate(t, c, ns) })
 }
 
@@ -416,6 +419,33 @@ func testCertificate(t *testing.T, c client.Client, ns string) {
 	waitFor(t, "the verdict", func() bool { return len(get(t, c, csr).Status.Conditions) > 0 })
 	t.Logf("verdict after %s", time.Since(start).Round(time.Millisecond))
 	checkVerdict(t, csr, "")
+}
+
+// testClass: a pod whose RuntimeClass went after its admission is judged again when there is one.
+func testClass(t *testing.T, c client.Client, ns string) {
+	class := func() *nodev1.RuntimeClass {
+		return create(t, c, &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: "run-late"}, Handler: "microvm"})
+	}
+	first := class()
+	pod := webPod(ns, "classy")
+	pod.Spec.RuntimeClassName = ptr.To(first.Name)
+	create(t, c, pod)
+	refused := func(want string) func() bool {
+		return func() bool { return strings.Contains(condition(get(t, c, pod)).Message, want) }
+	}
+	notAllowed := refused("runtimeClassName run-late: profile run does not let pods choose their isolation")
+	waitFor(t, "the refusal", notAllowed)
+	if err := c.Delete(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	pokes, without := 0, refused(" for RuntimeClass run-late)")
+	waitFor(t, "the class to be missed", func() bool { // the pod is looked at again and again, until the cache does not have it any more
+		pokes++
+		poke := client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"annotations":{"example.com/poke":"%d"}}}`, pokes))
+		return c.Patch(t.Context(), pod, poke) == nil && without()
+	})
+	class()
+	waitFor(t, "another look when there is a class", notAllowed)
 }
 
 // testRegistration: what somebody does to the registration is undone, and readiness depends on it.

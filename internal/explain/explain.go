@@ -114,7 +114,7 @@ func taken(name string, pod *corev1.Pod, c Cluster) Report {
 		return r
 	}
 	r.Node, r.Runs, r.Event, r.Next, r.Violations, r.Placement = pod.Spec.NodeName, true, "", nil, nil, nil
-	r.Profile, r.Summary = pod.Labels[eks.LabelProfile], "it is bound to node "+pod.Spec.NodeName
+	r.Profile, r.Summary = pod.Labels[eks.LabelProfile], "it is bound to node "+pod.Spec.NodeName+held(pod)
 	r.Rejected = slices.DeleteFunc(r.Rejected, func(o Rejection) bool { return o.Profile == r.Profile })
 	for _, b := range c.Berths {
 		if b.Spec.Pod.UID == pod.UID {
@@ -122,6 +122,18 @@ func taken(name string, pod *corev1.Pod, c Cluster) Report {
 		}
 	}
 	return r
+}
+
+// held says which container of a pod on its node does not run, and why, in the kubelet's words; empty: none is held.
+func held(pod *corev1.Pod) string {
+	for _, c := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		w := c.State.Waiting
+		if w == nil || w.Reason == "" || w.Reason == "PodInitializing" || w.Reason == "ContainerCreating" {
+			continue
+		}
+		return fmt.Sprintf("; container %s waits: %s", c.Name, strings.TrimSuffix(w.Reason+": "+w.Message, ": "))
+	}
+	return ""
 }
 
 // leftAlone explains a pod that exists and is not Berth's: pods are judged only when they are created.

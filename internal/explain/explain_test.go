@@ -141,6 +141,16 @@ func TestBadManifests(t *testing.T) {
 	}
 }
 
+// waiting is the pod with a container that is still to start and one whose image cannot be pulled.
+func waiting(pod *corev1.Pod) *corev1.Pod {
+	state := func(name, reason, message string) corev1.ContainerStatus {
+		return corev1.ContainerStatus{Name: name, State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}}
+	}
+	pod.Status.InitContainerStatuses = []corev1.ContainerStatus{state("init", "PodInitializing", "")}
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{state("app", "ImagePullBackOff", "Back-off pulling image \"x\"")}
+	return pod
+}
+
 // TestExistingPods: what exists is explained as it is, not as if it were created now.
 func TestExistingPods(t *testing.T) {
 	pod := func(scheduler, node string, labels map[string]string) *corev1.Pod {
@@ -162,6 +172,8 @@ func TestExistingPods(t *testing.T) {
 		"runs, and its labels match no more": {pod: pod("fargate-scheduler", node, map[string]string{"app": "changed", "eks.amazonaws.com/fargate-profile": "web"}),
 			want: "it is bound to node " + node, runs: true, placed: true, reject: "data"},
 		"runs elsewhere": {pod: pod("default-scheduler", "other", nil), want: "Berth leaves it alone"},
+		"runs, but for an image": {pod: waiting(pod("fargate-scheduler", node, map[string]string{"eks.amazonaws.com/fargate-profile": "default"})),
+			want: "it is bound to node " + node + "; container app waits: ImagePullBackOff: Back-off pulling image \"x\"", runs: true, placed: true, reject: "web"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := cluster()

@@ -24,8 +24,8 @@ func TestLimitsBite(t *testing.T) {
 		}
 	})
 	t.Run("memory, all of it", func(t *testing.T) {
-		// dd fills a buffer of that size. The rest of 512 MiB is the kernel's: gVisor's, or the guest's, which also has tables for its pages.
-		most := map[string]string{"gvisor": "420M", "microvm": "340M"}[isolation]
+		// dd fills a buffer of that size. The rest of 512 MiB is gVisor's, or the guest's: its kernel, and what serves the containers.
+		most := map[string]string{"gvisor": "420M", "microvm": "300M"}[isolation]
 		if out := kubectl(t, "exec", "spinner", "--", "sh", "-c", "dd if=/dev/zero of=/dev/null bs="+most+" count=1 2>&1"); !strings.Contains(out, "1+0 records out") {
 			t.Errorf("a pod of 512 MiB cannot use %s: %s", most, out)
 		}

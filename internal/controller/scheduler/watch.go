@@ -6,9 +6,11 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -38,6 +40,7 @@ func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(r.waitingForOthers), builder.WithPredicates(neighbourChanged)).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.waitingForClaim)).
 		Watches(&corev1.PersistentVolume{}, handler.EnqueueRequestsFromMapFunc(r.waitingForVolume)).
+		Watches(&nodev1.RuntimeClass{}, handler.EnqueueRequestsFromMapFunc(r.waitingForClass)).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(r.waitingIn), builder.WithPredicates(predicate.LabelChangedPredicate{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: parallel}).
 		Complete(r)
@@ -102,6 +105,10 @@ func (r *Reconciler) waitingForClaim(ctx context.Context, o client.Object) []rec
 // waitingForVolume: a claim's volume is one of the claim's namespace only by the claim, which may not be in the cache yet.
 func (r *Reconciler) waitingForVolume(ctx context.Context, _ client.Object) []reconcile.Request {
 	return r.waitingThat(ctx, func(p *corev1.Pod) bool { return len(podcheck.Claims(p)) > 0 })
+}
+
+func (r *Reconciler) waitingForClass(ctx context.Context, class client.Object) []reconcile.Request {
+	return r.waitingThat(ctx, func(p *corev1.Pod) bool { return ptr.Deref(p.Spec.RuntimeClassName, "") == class.GetName() })
 }
 
 func (r *Reconciler) waitingIn(ctx context.Context, namespace client.Object) []reconcile.Request {
