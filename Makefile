@@ -91,6 +91,11 @@ test-cycles: deps build images ## Make and delete 500 pods and look for what the
 test-tiers: deps build images ## Run three tiers (nginx, a program, Redis) while the front is replaced under load (root).
 	go test -count=1 -tags tiers -timeout 15m -run TestThreeTiers ./test/e2e
 
+# Not part of test: building it takes minutes, running it half an hour.
+.PHONY: conformance
+conformance: deps build images bin/conformance/images ## Run Kubernetes' own conformance tests, as far as nodes made for one pod can pass them (root; FOCUS, SKIP, PROCS, ISOLATION).
+	@test/conformance/run.sh
+
 .PHONY: bench-start
 bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, in each isolation, beside a plain kubelet (needs make up).
 	@go run ./test/bench/start
@@ -167,6 +172,16 @@ $(addprefix bin/,$(KUBERNETES) kubelet): go.mod go.sum
 # A module of its own: it has some 200 dependencies that nothing else needs.
 bin/golangci-lint: build/lint/go.mod build/lint/go.sum
 	cd build/lint && $(BUILD) -ldflags '-s -w' -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+# A module of its own, too: what the tests need is not ours.
+bin/conformance/e2e.test: build/conformance/go.mod build/conformance/go.sum
+	cd build/conformance && go test -c -vet=off -ldflags '$(LDFLAGS)' -o ../../$@ k8s.io/kubernetes/test/e2e
+	cd build/conformance && $(BUILD) -ldflags '-s -w' -o ../../$(@D)/ k8s.io/kubernetes/test/images/agnhost github.com/onsi/ginkgo/v2/ginkgo
+	@touch $@
+
+bin/conformance/images: bin/conformance/e2e.test test/conformance/images.sh | images
+	@test/conformance/images.sh
 	@touch $@
 
 bin/etcd: build/etcd/go.mod build/etcd/go.sum

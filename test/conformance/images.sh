@@ -53,15 +53,10 @@ done
 
 # renamed ARCHIVE NAME:TAG...: an image of bin/images under the names of the tests.
 renamed() {
-  local archive=$1; shift
-  local dir="$work/${archive##*/}.d" config layers=() layer
-  mkdir "$dir"
+  local archive=$1 dir; shift
+  dir=$(mktemp -d -p "$work")
   tar -C "$dir" -xf "$archive"
-  local manifest
-  manifest="$dir/blobs/sha256/$(jq -r '.manifests[0].digest | ltrimstr("sha256:")' "$dir/index.json")"
-  jq .config "$dir/blobs/sha256/$(jq -r '.config.digest | ltrimstr("sha256:")' "$manifest")" >"$dir/config.json"
-  for layer in $(jq -r '.layers[].digest | ltrimstr("sha256:")' "$manifest"); do layers+=(-layer "$dir/blobs/sha256/$layer"); done
-  mkimage image -o "$out/${archive##*/}" -config "$dir/config.json" "${layers[@]}" "$@"
+  mkimage image -o "$out/${archive##*/}" -from "$dir" "$@"
 }
 renamed "$top/bin/images/busybox.tar" "$registry/busybox:$(tag BusyBox)"
 renamed "$top/bin/images/nginx.tar" "$registry/nginx:$(tag Nginx)" "$registry/nginx:$(tag NginxNew)"

@@ -25,11 +25,7 @@ const (
 )
 
 // writeImage writes an OCI archive that holds one image under every one of the names.
-func writeImage(out, config string, layers, names []string) error {
-	image, err := assemble(config, layers)
-	if err != nil {
-		return err
-	}
+func writeImage(out string, image v1.Image, names []string) error {
 	dir, err := os.MkdirTemp("", "mkimage")
 	if err != nil {
 		return err
@@ -58,6 +54,22 @@ func writeImage(out, config string, layers, names []string) error {
 		e.header.Uid, e.header.Gid = 0, 0
 	}
 	return writeAtomically(out, func(w io.Writer) error { return writeEntries(w, entries) })
+}
+
+// first is the first image of an OCI layout.
+func first(dir string) (v1.Image, error) {
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s is not an OCI layout: %w", dir, err)
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, fmt.Errorf("%s is not an OCI layout: %w", dir, err)
+	}
+	if len(manifest.Manifests) == 0 {
+		return nil, fmt.Errorf("%s holds no image", dir)
+	}
+	return index.Image(manifest.Manifests[0].Digest)
 }
 
 // assemble puts layers and configuration together.
