@@ -51,9 +51,6 @@ func Run(ctx context.Context, o Options) error {
 	if err := o.Complete(); err != nil {
 		return err
 	}
-	if err := raiseLimits(o.Dirs, limits); err != nil {
-		return err
-	}
 	config, err := clientcmd.BuildConfigFromFlags("", o.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("read kubeconfig %s: %w", o.Kubeconfig, err)
@@ -65,6 +62,10 @@ func Run(ctx context.Context, o Options) error {
 	}
 	r, err := newReconciler(ctx, mgr, config, o)
 	if err != nil {
+		return err
+	}
+	// After the network: what it needs of the kernel is loaded by then.
+	if err := raiseLimits(o.Dirs, limits); err != nil {
 		return err
 	}
 	go r.processes.refill()

@@ -18,9 +18,15 @@ type limit struct {
 	need int64
 }
 
-// limits: a kubelet watches files by up to three inotify instances and a virtual machine's shim by one, of which a user has
-// 128 unless told otherwise, which is enough for about forty pods.
-var limits = []limit{{"/proc/sys/fs/inotify/max_user_instances", 65536}}
+var limits = []limit{
+	// A kubelet watches files by up to three inotify instances and a virtual machine's shim by one, of which a user has 128
+	// unless told otherwise, which is enough for about forty pods.
+	{"/proc/sys/fs/inotify/max_user_instances", 65536},
+	// Seconds for which a connection that was reset is remembered. A gVisor server holds on to its end (TIME_WAIT) for 60, and
+	// answers nobody who comes from the same port; as long as the kernel remembers, it gives newcomers another
+	// (docs/decisions/20261126-remember-closed-connections.md).
+	{"/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close", 120},
+}
 
 // raisedFile, in the run directory, has what the limits were, one "path value" a line.
 const raisedFile = "raised-limits"
