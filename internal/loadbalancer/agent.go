@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/ipam"
@@ -53,7 +54,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	config.QPS = -1
 	scheme := kruntime.NewScheme()
-	if err := errors.Join(clientscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(clientscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), gateway.Install(scheme)); err != nil {
 		return fmt.Errorf("build the scheme: %w", err)
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
@@ -98,7 +99,8 @@ func (r *reconciler) setup(mgr ctrl.Manager) error {
 		return []reconcile.Request{{}}
 	})
 	b := ctrl.NewControllerManagedBy(mgr).Named("loadbalancer")
-	for _, o := range []client.Object{&corev1.Service{}, &discovery.EndpointSlice{}, &networking.Ingress{}, &networking.IngressClass{}, &corev1.Secret{}, &v1alpha1.Subnet{}} {
+	for _, o := range []client.Object{&corev1.Service{}, &discovery.EndpointSlice{}, &networking.Ingress{}, &networking.IngressClass{}, &corev1.Secret{}, &v1alpha1.Subnet{},
+		&gateway.GatewayClass{}, &gateway.Gateway{}, &gateway.HTTPRoute{}, &gateway.ReferenceGrant{}, &corev1.Namespace{}} {
 		b = b.Watches(o, all)
 	}
 	return b.Complete(r)
@@ -114,19 +116,19 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 		return reconcile.Result{}, err
 	}
 	problems := r.pool.assign(&c, subnets, time.Now())
-	config, certs, more := Build(c)
-	if err := r.host.publish(ctx, config.addresses(), config.ports()); err != nil {
+	built := Build(c)
+	if err := r.host.publish(ctx, slices.Clone(built.Config.Held), built.Config.ports()); err != nil {
 		return reconcile.Result{}, err
 	}
-	err = r.proxy.apply(ctx, config, certs)
+	err = r.proxy.apply(ctx, built.Config, built.Certs)
 	if errors.Is(err, errNotRunning) {
 		return reconcile.Result{RequeueAfter: notRunningPause}, nil
 	}
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	r.tell(append(problems, more...))
-	return reconcile.Result{RequeueAfter: ipam.ReusePause}, errors.Join(r.writeStatus(ctx, c), r.writeUsage(ctx, subnets))
+	r.tell(append(problems, built.Problems...))
+	return reconcile.Result{RequeueAfter: ipam.ReusePause}, errors.Join(r.writeStatus(ctx, c), r.writeGateways(ctx, c, built), r.writeUsage(ctx, subnets))
 }
 
 func (r *reconciler) read(ctx context.Context) (Cluster, []v1alpha1.Subnet, error) {
@@ -136,7 +138,13 @@ func (r *reconciler) read(ctx context.Context) (Cluster, []v1alpha1.Subnet, erro
 	var classes networking.IngressClassList
 	var secrets corev1.SecretList
 	var subnets v1alpha1.SubnetList
-	for _, list := range []client.ObjectList{&services, &endpoints, &ingresses, &classes, &secrets, &subnets} {
+	var gatewayClasses gateway.GatewayClassList
+	var gateways gateway.GatewayList
+	var routes gateway.HTTPRouteList
+	var grants gateway.ReferenceGrantList
+	var namespaces corev1.NamespaceList
+	for _, list := range []client.ObjectList{&services, &endpoints, &ingresses, &classes, &secrets, &subnets,
+		&gatewayClasses, &gateways, &routes, &grants, &namespaces} {
 		if err := r.client.List(ctx, list); err != nil {
 			return Cluster{}, nil, fmt.Errorf("read the cluster: %w", err)
 		}
@@ -146,22 +154,34 @@ func (r *reconciler) read(ctx context.Context) (Cluster, []v1alpha1.Subnet, erro
 		Services:  slices.DeleteFunc(services.Items, func(s corev1.Service) bool { return gone(&s) }),
 		Slices:    endpoints.Items,
 		Ingresses: slices.DeleteFunc(ingresses.Items, func(i networking.Ingress) bool { return gone(&i) }),
-		Classes:   classes.Items, Secrets: secrets.Items, Addr: map[client.ObjectKey]netip.Addr{},
+		Gateways: slices.DeleteFunc(gateways.Items, func(g gateway.Gateway) bool {
+			return gone(&g) || !slices.ContainsFunc(gatewayClasses.Items, func(c gateway.GatewayClass) bool {
+				return c.Name == string(g.Spec.GatewayClassName) && c.Spec.ControllerName == GatewayController
+			})
+		}),
+		HTTPRoutes: slices.DeleteFunc(routes.Items, func(r gateway.HTTPRoute) bool { return gone(&r) }),
+		Grants:     grants.Items, Namespaces: namespaces.Items,
+		Classes: classes.Items, GatewayClasses: gatewayClasses.Items, Secrets: secrets.Items,
 		Pods: ranges(subnets.Items, v1alpha1.SubnetPrivate), Public: ranges(subnets.Items, v1alpha1.SubnetPublic), Accepts: r.proxy.accepts,
 	}, subnets.Items, nil
 }
 
-// ensureClasses makes IngressClasses berth and alb if they do not exist.
+// ensureClasses makes IngressClasses berth and alb and GatewayClass berth if they do not exist.
 func (r *reconciler) ensureClasses(ctx context.Context) error {
-	for _, name := range []string{"berth", "alb"} {
-		c := &networking.IngressClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networking.IngressClassSpec{Controller: IngressController}}
-		if err := r.client.Get(ctx, client.ObjectKeyFromObject(c), c); client.IgnoreNotFound(err) != nil {
+	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name} }
+	for _, c := range []client.Object{
+		&networking.IngressClass{ObjectMeta: meta("berth"), Spec: networking.IngressClassSpec{Controller: IngressController}},
+		&networking.IngressClass{ObjectMeta: meta("alb"), Spec: networking.IngressClassSpec{Controller: IngressController}},
+		&gateway.GatewayClass{ObjectMeta: meta("berth"), Spec: gateway.GatewayClassSpec{ControllerName: GatewayController}},
+	} {
+		there := c.DeepCopyObject().(client.Object)
+		if err := r.client.Get(ctx, client.ObjectKeyFromObject(c), there); client.IgnoreNotFound(err) != nil {
 			return err
 		} else if err == nil {
 			continue
 		}
 		if err := client.IgnoreAlreadyExists(r.client.Create(ctx, c)); err != nil {
-			return fmt.Errorf("create IngressClass %s: %w", name, err)
+			return fmt.Errorf("create class %s: %w", c.GetName(), err)
 		}
 	}
 	return nil

@@ -3,7 +3,9 @@ package loadbalancer
 import (
 	"cmp"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -14,6 +16,7 @@ import (
 	networking "k8s.io/api/networking/v1"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // What users write. The annotations are those of the AWS Load Balancer Controller.
@@ -33,6 +36,8 @@ const (
 	annotationVersion    = "alb.ingress.kubernetes.io/backend-protocol-version"
 	annotationClass      = "kubernetes.io/ingress.class"
 	protocolH2C          = "kubernetes.io/h2c"
+
+	toHTTPS = "to-https"
 )
 
 // Cluster is what the configuration follows from.
@@ -42,9 +47,15 @@ type Cluster struct {
 	Ingresses []networking.Ingress
 	Classes   []networking.IngressClass
 	Secrets   []corev1.Secret
-	// Addr is the address of a Service, and Web that of all Ingresses.
-	Addr map[client.ObjectKey]netip.Addr
-	Web  netip.Addr
+	// Gateways are those of Berth's classes only; the other lists are whole.
+	GatewayClasses []gateway.GatewayClass
+	Gateways       []gateway.Gateway
+	HTTPRoutes     []gateway.HTTPRoute
+	Grants         []gateway.ReferenceGrant
+	Namespaces     []corev1.Namespace
+	// Addr is the address of a Service, GatewayAddr that of a Gateway, and Web that of all Ingresses.
+	Addr, GatewayAddr map[client.ObjectKey]netip.Addr
+	Web               netip.Addr
 	// Pods are the ranges of private subnets: nothing else is a target. Who may write EndpointSlices could otherwise have the
 	// host connect to itself. Public are those of load balancers.
 	Pods, Public []netip.Prefix
@@ -109,30 +120,39 @@ func byKubeProxy(s *corev1.Service) bool {
 }
 
 // Build makes the configuration, and the certificates that it names.
-func Build(c Cluster) (Config, []Cert, []Problem) {
-	b := builder{Cluster: c, backends: map[string]Backend{}}
+func Build(c Cluster) Built {
+	b := builder{Cluster: c, backends: map[string]Backend{}, certs: map[string]Cert{}}
 	b.listeners()
-	b.web()
-	b.config.Web.HTTPS = len(b.certs) > 0
-	sortRoutes(b.config.Web.Routes)
-	for _, backend := range b.backends {
-		b.config.Web.Backends = append(b.config.Web.Backends, backend)
+	b.ingresses()
+	b.gateways()
+	for _, name := range slices.Sorted(maps.Keys(b.backends)) {
+		b.Config.Backends = append(b.Config.Backends, b.backends[name])
 	}
-	slices.SortFunc(b.config.Web.Backends, func(x, y Backend) int { return cmp.Compare(x.Name, y.Name) })
-	slices.SortFunc(b.certs, func(x, y Cert) int { return cmp.Compare(x.Name, y.Name) })
-	return b.config, slices.CompactFunc(b.certs, func(x, y Cert) bool { return x.Name == y.Name }), b.problems
+	for _, name := range slices.Sorted(maps.Keys(b.certs)) {
+		b.Certs = append(b.Certs, b.certs[name])
+	}
+	return b.Built
+}
+
+// Built is what follows from a cluster.
+type Built struct {
+	Config   Config
+	Certs    []Cert
+	Problems []Problem
+	// GatewayStatus and RouteStatus are what Berth says of the Gateways and HTTPRoutes, without times.
+	GatewayStatus map[client.ObjectKey]gateway.GatewayStatus
+	RouteStatus   map[client.ObjectKey][]gateway.RouteParentStatus
 }
 
 type builder struct {
 	Cluster
-	config   Config
-	certs    []Cert
+	Built
 	backends map[string]Backend
-	problems []Problem
+	certs    map[string]Cert
 }
 
 func (b *builder) problem(o client.Object, reason, format string, args ...any) {
-	b.problems = append(b.problems, Problem{o, reason, fmt.Sprintf(format, args...)})
+	b.Problems = append(b.Problems, Problem{o, reason, fmt.Sprintf(format, args...)})
 }
 
 func older[T client.Object](x, y T) int {
@@ -151,7 +171,7 @@ func (b *builder) listeners() {
 		if !wanted || !known {
 			continue
 		}
-		b.config.Held = append(b.config.Held, addr)
+		b.Config.Held = append(b.Config.Held, addr)
 		if byKubeProxy(s) {
 			continue
 		}
@@ -161,7 +181,7 @@ func (b *builder) listeners() {
 			continue
 		}
 		for _, p := range s.Spec.Ports {
-			b.config.Listeners = append(b.config.Listeners, Listener{Name: fmt.Sprintf("nlb.%s_%s:%d", s.Namespace, s.Name, p.Port), Addr: addr, Port: p.Port,
+			b.Config.Listeners = append(b.Config.Listeners, Listener{Name: fmt.Sprintf("nlb.%s_%s:%d", s.Namespace, s.Name, p.Port), Addr: addr, Port: p.Port,
 				Sources: sources, ProxyProtocol: s.Annotations[annotationProxy] == "*", Targets: b.targets(s, p)})
 		}
 	}
@@ -223,74 +243,111 @@ func Ours(i *networking.Ingress, classes []networking.IngressClass) bool {
 	return false
 }
 
-func (b *builder) web() {
+// ingresses are served at one address, by HTTP and, if one of them has a certificate, by HTTPS.
+func (b *builder) ingresses() {
 	slices.SortFunc(b.Ingresses, func(x, y networking.Ingress) int { return older(&x, &y) })
+	plain, safe := Frontend{Name: "http", Addr: b.Web, Port: 80}, Frontend{Name: "https", Addr: b.Web, Port: 443}
+	if !b.Web.IsValid() {
+		return
+	}
+	b.Config.Held = append(b.Config.Held, b.Web)
+	b.backends[toHTTPS] = Backend{Name: toHTTPS, Rules: []string{"http-request redirect scheme https code 301"}}
 	for n := range b.Ingresses {
 		i := &b.Ingresses[n]
-		if !Ours(i, b.Classes) || !b.Web.IsValid() {
+		if !Ours(i, b.Classes) {
 			continue
 		}
-		b.config.Web.Addr = b.Web
-		b.tls(i)
-		for _, rule := range i.Spec.Rules {
-			if rule.HTTP == nil {
-				continue
+		safe.Certs = append(safe.Certs, b.tls(i)...)
+		for _, r := range b.routes(i) {
+			safe.Routes = append(safe.Routes, r)
+			if i.Annotations[annotationRedirect] != "" { // also while there is no certificate to serve HTTPS with
+				r.Backend = toHTTPS
 			}
-			for _, p := range rule.HTTP.Paths {
-				b.route(i, rule.Host, p)
-			}
-		}
-		if i.Spec.DefaultBackend != nil {
-			b.route(i, "", networking.HTTPIngressPath{Path: "/", PathType: ptr.To(networking.PathTypePrefix), Backend: *i.Spec.DefaultBackend})
+			plain.Routes = append(plain.Routes, r)
 		}
 	}
+	b.frontend(plain)
+	if slices.Sort(safe.Certs); len(safe.Certs) > 0 {
+		safe.Certs = slices.Compact(safe.Certs)
+		b.frontend(safe)
+	}
+}
+
+func (b *builder) frontend(f Frontend) {
+	sortRoutes(f.Routes)
+	b.Config.Frontends = append(b.Config.Frontends, f)
+}
+
+func (b *builder) routes(i *networking.Ingress) []Route {
+	var out []Route
+	for _, rule := range i.Spec.Rules {
+		if rule.HTTP == nil {
+			continue
+		}
+		for _, p := range rule.HTTP.Paths {
+			out = append(out, b.route(i, rule.Host, p)...)
+		}
+	}
+	if i.Spec.DefaultBackend != nil {
+		out = append(out, b.route(i, "", networking.HTTPIngressPath{Path: "/", PathType: ptr.To(networking.PathTypePrefix), Backend: *i.Spec.DefaultBackend})...)
+	}
+	return out
 }
 
 // plain are the characters that may be in a path: those of RFC 3986 that mean nothing to HAProxy's quotes.
 var plain = regexp.MustCompile(`^/[A-Za-z0-9/._~!&()+,;=:@%*?|\[\]^-]*$`)
 
-func (b *builder) route(i *networking.Ingress, host string, p networking.HTTPIngressPath) {
+// route is one or, where the path cannot be had, none.
+func (b *builder) route(i *networking.Ingress, host string, p networking.HTTPIngressPath) []Route {
 	path := cmp.Or(p.Path, "/")
 	if !plain.MatchString(path) {
 		b.problem(i, "InvalidPath", "path %q of host %q has characters that a path cannot have: write them as %%xx", path, host)
-		return
+		return nil
 	}
-	backend, err := b.backend(i, p.Backend)
+	backend, err := b.ingressBackend(i, p.Backend)
 	if err != nil {
 		b.problem(i, "InvalidBackend", "host %q, path %s: %v; such requests are answered 503", host, path, err)
 	}
-	r := Route{Host: strings.ToLower(host), Path: path, Backend: backend, ToHTTPS: i.Annotations[annotationRedirect] != ""}
+	b.backends[backend.Name] = backend
+	r := Route{Host: strings.ToLower(host), Path: path, Backend: backend.Name}
 	switch kind := ptr.Deref(p.PathType, networking.PathTypeImplementationSpecific); {
 	case kind == networking.PathTypeExact:
 		r.Match = Exact
 	case kind == networking.PathTypeImplementationSpecific && strings.ContainsAny(path, "*?"):
 		r.Match = Pattern
 	}
-	b.config.Web.Routes = append(b.config.Web.Routes, r)
+	return []Route{r}
 }
 
-// backend is the name of the backend for an Ingress's; one that does not exist has no targets.
-func (b *builder) backend(i *networking.Ingress, wanted networking.IngressBackend) (string, error) {
+// ingressBackend is that of an Ingress; one that does not exist has no targets.
+func (b *builder) ingressBackend(i *networking.Ingress, wanted networking.IngressBackend) (Backend, error) {
 	if wanted.Service == nil {
-		b.backends["nothing"] = Backend{Name: "nothing"}
-		return "nothing", fmt.Errorf("only backends of kind Service are served")
+		return Backend{Name: "nothing"}, errors.New("only backends of kind Service are served")
 	}
-	name := fmt.Sprintf("%s_%s:%s", i.Namespace, wanted.Service.Name, cmp.Or(wanted.Service.Port.Name, fmt.Sprint(wanted.Service.Port.Number)))
-	backend := Backend{Name: name}
-	s := b.service(client.ObjectKey{Namespace: i.Namespace, Name: wanted.Service.Name})
-	err := fmt.Errorf("there is no Service %s in namespace %s", wanted.Service.Name, i.Namespace)
-	if s != nil {
-		err = fmt.Errorf("Service %s has no such port", s.Name) //nolint:staticcheck // the kind's name
-		for _, p := range s.Spec.Ports {
-			if wanted.Service.Port.Name != "" && p.Name == wanted.Service.Port.Name || p.Port == wanted.Service.Port.Number {
-				backend.Targets, err = b.targets(s, p), nil
-				version := strings.ToUpper(i.Annotations[annotationVersion])
-				backend.HTTP2 = ptr.Deref(p.AppProtocol, "") == protocolH2C || version == "GRPC" || version == "HTTP2"
-			}
+	port := wanted.Service.Port
+	backend, err := b.backend(client.ObjectKey{Namespace: i.Namespace, Name: wanted.Service.Name}, port.Name, port.Number)
+	version := strings.ToUpper(i.Annotations[annotationVersion])
+	backend.HTTP2 = backend.HTTP2 || err == nil && (version == "GRPC" || version == "HTTP2")
+	return backend, err
+}
+
+// errNoService says that there is no such Service, or that it has no such port.
+var errNoService = errors.New("there is no Service")
+
+// backend is a Service's port, by name or number.
+func (b *builder) backend(key client.ObjectKey, portName string, portNumber int32) (Backend, error) {
+	backend := Backend{Name: fmt.Sprintf("%s_%s:%s", key.Namespace, key.Name, cmp.Or(portName, fmt.Sprint(portNumber)))}
+	s := b.service(key)
+	if s == nil {
+		return backend, fmt.Errorf("%w %s in namespace %s", errNoService, key.Name, key.Namespace)
+	}
+	for _, p := range s.Spec.Ports {
+		if portName != "" && p.Name == portName || p.Port == portNumber {
+			backend.Targets, backend.HTTP2 = b.targets(s, p), ptr.Deref(p.AppProtocol, "") == protocolH2C
+			return backend, nil
 		}
 	}
-	b.backends[name] = backend
-	return name, err
+	return backend, fmt.Errorf("%w %s in namespace %s that has such a port", errNoService, key.Name, key.Namespace)
 }
 
 func (b *builder) service(key client.ObjectKey) *corev1.Service {
@@ -302,31 +359,43 @@ func (b *builder) service(key client.ObjectKey) *corev1.Service {
 	return nil
 }
 
-func (b *builder) tls(i *networking.Ingress) {
+// tls are the names of an Ingress's certificates.
+func (b *builder) tls(i *networking.Ingress) []string {
+	var out []string
 	for _, t := range i.Spec.TLS {
 		if t.SecretName == "" {
 			continue
 		}
-		var secret *corev1.Secret
-		for n := range b.Secrets {
-			if b.Secrets[n].Namespace == i.Namespace && b.Secrets[n].Name == t.SecretName {
-				secret = &b.Secrets[n]
-			}
-		}
-		if secret == nil {
-			b.problem(i, "InvalidCertificate", "there is no Secret %s of type kubernetes.io/tls in namespace %s", t.SecretName, i.Namespace)
+		name, err := b.certificate(client.ObjectKey{Namespace: i.Namespace, Name: t.SecretName})
+		if err != nil {
+			b.problem(i, "InvalidCertificate", "%v; HTTPS is served without it", err)
 			continue
 		}
-		cert, key := secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey]
-		if _, err := tls.X509KeyPair(cert, key); err != nil {
-			b.problem(i, "InvalidCertificate", "Secret %s: %v; HTTPS is served without it", t.SecretName, err)
-			continue
-		}
-		pem := slices.Concat(cert, []byte("\n"), key)
-		if err := b.Accepts(pem); err != nil {
-			b.problem(i, "InvalidCertificate", "Secret %s: %v; HTTPS is served without it", t.SecretName, err)
-			continue
-		}
-		b.certs = append(b.certs, Cert{Name: i.Namespace + "_" + t.SecretName, PEM: pem})
+		out = append(out, name)
 	}
+	return out
+}
+
+// certificate takes that of a Secret in and returns its name.
+func (b *builder) certificate(key client.ObjectKey) (string, error) {
+	var secret *corev1.Secret
+	for n := range b.Secrets {
+		if client.ObjectKeyFromObject(&b.Secrets[n]) == key {
+			secret = &b.Secrets[n]
+		}
+	}
+	if secret == nil {
+		return "", fmt.Errorf("there is no Secret %s of type kubernetes.io/tls in namespace %s", key.Name, key.Namespace)
+	}
+	cert, secretKey := secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey]
+	if _, err := tls.X509KeyPair(cert, secretKey); err != nil {
+		return "", fmt.Errorf("Secret %s: %w", key.Name, err) //nolint:staticcheck // the kind's name
+	}
+	pem := slices.Concat(cert, []byte("\n"), secretKey)
+	if err := b.Accepts(pem); err != nil {
+		return "", fmt.Errorf("Secret %s: %w", key.Name, err) //nolint:staticcheck // the kind's name
+	}
+	name := key.Namespace + "_" + key.Name
+	b.certs[name] = Cert{Name: name, PEM: pem}
+	return name, nil
 }

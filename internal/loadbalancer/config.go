@@ -15,10 +15,11 @@ type Config struct {
 	// Socket of HAProxy's runtime API.
 	Socket    string
 	Listeners []Listener
-	// Held are the addresses of all Services, those that kube-proxy serves included.
+	// Held are the addresses of all load balancers, those that kube-proxy serves included.
 	Held []netip.Addr
-	// Web serves all Ingresses; its Addr is invalid if there are none.
-	Web Web
+	// Frontends serve HTTP from the Backends.
+	Frontends []Frontend
+	Backends  []Backend
 }
 
 // Listener passes connections at an address and port on to targets.
@@ -39,27 +40,43 @@ type Target struct {
 	Port int32
 }
 
-// Web is the HTTP and HTTPS side.
-type Web struct {
+// Frontend serves HTTP at an address and port.
+type Frontend struct {
+	Name string
 	Addr netip.Addr
-	// CertList is the file of HAProxy's crt-list, if there are certificates; without, there is no HTTPS.
+	Port int32
+	// Certs are the names of its certificates, the first of which is for clients that ask for no name; with one, it is HTTPS.
+	Certs []string
+	// CertList is the file that lists them.
 	CertList string
-	HTTPS    bool
 	Routes   []Route
-	Backends []Backend
+}
+
+// Scheme of the frontend's URLs.
+func (f Frontend) Scheme() string {
+	if len(f.Certs) > 0 {
+		return "https"
+	}
+	return "http"
 }
 
 // Route leads requests to a backend.
 type Route struct {
-	// Host in lower case; empty matches all, "*.example" one label more.
+	// Host in lower case; empty matches all, "*.example" one label more, ".example" any number.
 	Host string
 	// Path and how it matches.
 	Path  string
 	Match PathMatch
-	// ToHTTPS answers plain requests with a redirect, also while there is no certificate to serve HTTPS with.
-	ToHTTPS bool
-	Backend string
+	// Method, Headers and Queries that the request must have; none: any.
+	Method           string
+	Headers, Queries []Pair
+	// Part of so many requests, at random, where both are set; the others are the next routes'.
+	Part, Of int32
+	Backend  string
 }
+
+// Pair is a header or a query's parameter, and its value.
+type Pair struct{ Name, Value string }
 
 // PathMatch says how a path matches.
 type PathMatch int
@@ -71,13 +88,18 @@ const (
 	Pattern
 )
 
-// Backend is a Service's port.
+// Backend is a Service's port, or an answer.
 type Backend struct {
 	Name string
 	// HTTP2 without TLS to the pods (gRPC).
 	HTTP2   bool
 	Targets []Target
+	// Rules change requests and responses, or answer, as HAProxy has it.
+	Rules []string
 }
+
+// quote makes one word of HAProxy's configuration of a text without control characters.
+func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
 // String is the target's name in HAProxy, and where it is.
 func (t Target) String() string { return fmt.Sprintf("%s:%d", t.Addr, t.Port) }
@@ -104,20 +126,34 @@ func (Config) Check() string { return "check inter 2s fall 2 rise 1" }
 // Condition is the route as HAProxy tests it.
 func (r Route) Condition() string {
 	var terms []string
+	test := func(format string, args ...any) { terms = append(terms, "{ "+fmt.Sprintf(format, args...)+" }") }
 	switch {
 	case strings.HasPrefix(r.Host, "*."):
-		terms = append(terms, fmt.Sprintf("{ var(txn.host) -m reg '^[^.]+%s$' }", regexp.QuoteMeta(r.Host[1:])))
+		test("var(txn.host) -m reg '^[^.]+%s$'", regexp.QuoteMeta(r.Host[1:]))
+	case strings.HasPrefix(r.Host, "."):
+		test("var(txn.host) -m end %s", quote(r.Host))
 	case r.Host != "":
-		terms = append(terms, fmt.Sprintf("{ var(txn.host) -m str '%s' }", r.Host))
+		test("var(txn.host) -m str %s", quote(r.Host))
 	}
 	switch path := strings.TrimRight(r.Path, "/"); {
 	case r.Match == Exact:
-		terms = append(terms, fmt.Sprintf("{ path '%s' }", r.Path))
+		test("path %s", quote(r.Path))
 	case r.Match == Pattern:
-		pattern := strings.NewReplacer(`\*`, ".*", `\?`, ".").Replace(regexp.QuoteMeta(r.Path))
-		terms = append(terms, fmt.Sprintf("{ path -m reg '^%s$' }", pattern))
+		test("path -m reg '^%s$'", strings.NewReplacer(`\*`, ".*", `\?`, ".").Replace(regexp.QuoteMeta(r.Path)))
 	case path != "":
-		terms = append(terms, fmt.Sprintf("{ path -m reg '^%s(/|$)' }", regexp.QuoteMeta(path)))
+		test("path -m reg '^%s(/|$)'", regexp.QuoteMeta(path))
+	}
+	if r.Method != "" {
+		test("method %s", r.Method)
+	}
+	for _, h := range r.Headers {
+		test("req.fhdr(%s) -m str -- %s", h.Name, quote(h.Value))
+	}
+	for _, q := range r.Queries {
+		test("url_param(%s),url_dec -m str -- %s", q.Name, quote(q.Value))
+	}
+	if r.Of > 0 {
+		test("rand(%d) lt %d", r.Of, r.Part)
 	}
 	if len(terms) == 0 {
 		return "TRUE"
@@ -125,26 +161,29 @@ func (r Route) Condition() string {
 	return strings.Join(terms, " ")
 }
 
-// sortRoutes puts the more specific first: a host before a wildcard before none, a whole path before a longer before a
-// shorter one; what is equal stays in the given order.
+// sortRoutes puts the more specific first: a host before a longer before a shorter wildcard before none, a whole path before
+// a longer before a shorter one, then what asks for a method, for more headers, for more parameters; what is equal stays in
+// the given order.
 func sortRoutes(routes []Route) {
 	rank := func(r Route) int {
 		switch {
 		case r.Host == "":
 			return 2
-		case strings.HasPrefix(r.Host, "*."):
+		case r.Host[0] == '*', r.Host[0] == '.':
 			return 1
 		}
 		return 0
 	}
-	exact := func(r Route) int {
-		if r.Match == Exact {
+	first := func(yes bool) int {
+		if yes {
 			return 0
 		}
 		return 1
 	}
 	slices.SortStableFunc(routes, func(a, b Route) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(exact(a), exact(b)), cmp.Compare(len(b.Path), len(a.Path)))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(len(strings.TrimPrefix(b.Host, "*")), len(strings.TrimPrefix(a.Host, "*")))*rank(a),
+			cmp.Compare(first(a.Match == Exact), first(b.Match == Exact)), cmp.Compare(len(b.Path), len(a.Path)),
+			cmp.Compare(first(a.Method != ""), first(b.Method != "")), cmp.Compare(len(b.Headers), len(a.Headers)), cmp.Compare(len(b.Queries), len(a.Queries)))
 	})
 }
 
@@ -185,48 +224,35 @@ listen {{.Name}}
   server {{.}} {{.}}{{$options}}
 {{- end}}
 {{end}}
-{{- if .Web.Addr.IsValid}}
-frontend http
+{{- range .Frontends}}
+frontend {{.Name}}
   mode http
-  bind {{.Web.Addr}}:80
+  bind {{.Addr}}:{{.Port}}{{if .Certs}} ssl crt-list {{.CertList}} alpn h2,http/1.1{{end}}
   option forwardfor
   http-request set-var(txn.host) req.hdr(host),field(1,:),lower
-  http-request set-header X-Forwarded-Proto http
-  http-request set-header X-Forwarded-Port 80
-{{- range .Web.Routes}}
-  use_backend {{if .ToHTTPS}}to-https{{else}}{{.Backend}}{{end}} if {{.Condition}}
-{{- end}}
-  default_backend none
-
-backend to-https
-  mode http
-  http-request redirect scheme https code 301
-{{if .Web.HTTPS}}
-
-frontend https
-  mode http
-  bind {{.Web.Addr}}:443 ssl crt-list {{.Web.CertList}} alpn h2,http/1.1
-  option forwardfor
-  http-request set-var(txn.host) req.hdr(host),field(1,:),lower
-  http-request set-header X-Forwarded-Proto https
-  http-request set-header X-Forwarded-Port 443
-{{- range .Web.Routes}}
+  http-request set-header X-Forwarded-Proto {{.Scheme}}
+  http-request set-header X-Forwarded-Port {{.Port}}
+{{- range .Routes}}
   use_backend {{.Backend}} if {{.Condition}}
 {{- end}}
   default_backend none
 {{end}}
+{{- if .Frontends}}
 backend none
   mode http
-  http-request return status 404 content-type text/plain string "no Ingress has this host and path\n"
-{{range .Web.Backends}}
+  http-request return status 404 content-type text/plain string "nothing is published at this host and path\n"
+{{end}}
+{{- range .Backends}}
 backend {{.Name}}
   mode http
+{{- range .Rules}}
+  {{.}}
+{{- end}}
 {{- $options := .Options}}
 {{- range .Targets}}
   server {{.}} {{.}}{{$options}}
 {{- end}}
-{{end}}
-{{- end}}`))
+{{end}}`))
 
 // Render writes HAProxy's configuration; the same Config gives the same text.
 func (c Config) Render() (string, error) {
@@ -248,33 +274,22 @@ func (c Config) servers() map[string]string {
 	for _, l := range c.Listeners {
 		add(l.Name, l.Options(), l.Targets)
 	}
-	if c.Web.Addr.IsValid() {
-		for _, b := range c.Web.Backends {
-			add(b.Name, b.Options(), b.Targets)
-		}
+	for _, b := range c.Backends {
+		add(b.Name, b.Options(), b.Targets)
 	}
 	return out
 }
 
 // shape is the configuration without targets: HAProxy can be told of those while it runs.
 func (c Config) shape() Config {
-	c.Listeners, c.Web.Backends = slices.Clone(c.Listeners), slices.Clone(c.Web.Backends)
+	c.Listeners, c.Backends = slices.Clone(c.Listeners), slices.Clone(c.Backends)
 	for i := range c.Listeners {
 		c.Listeners[i].Targets = nil
 	}
-	for i := range c.Web.Backends {
-		c.Web.Backends[i].Targets = nil
+	for i := range c.Backends {
+		c.Backends[i].Targets = nil
 	}
 	return c
-}
-
-// addresses are those that the host holds.
-func (c Config) addresses() []netip.Addr {
-	out := slices.Clone(c.Held)
-	if c.Web.Addr.IsValid() {
-		out = append(out, c.Web.Addr)
-	}
-	return out
 }
 
 // ports are where load balancers listen.
@@ -283,11 +298,8 @@ func (c Config) ports() []netip.AddrPort {
 	for _, l := range c.Listeners {
 		out = append(out, netip.AddrPortFrom(l.Addr, uint16(l.Port)))
 	}
-	if c.Web.Addr.IsValid() {
-		out = append(out, netip.AddrPortFrom(c.Web.Addr, 80))
-		if c.Web.HTTPS {
-			out = append(out, netip.AddrPortFrom(c.Web.Addr, 443))
-		}
+	for _, f := range c.Frontends {
+		out = append(out, netip.AddrPortFrom(f.Addr, uint16(f.Port)))
 	}
 	return out
 }

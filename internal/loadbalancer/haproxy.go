@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -223,20 +224,33 @@ func (p *proxy) accepts(pem []byte) error {
 // runs.
 func (p *proxy) render(c Config, certs []Cert) (shape, text string, err error) {
 	c.Socket = p.path(layout.HAProxySocket)
-	var list, all bytes.Buffer
-	for _, cert := range certs {
-		path := filepath.Join(p.dir, "certs", cert.Name+".pem")
-		if old, err := os.ReadFile(path); err != nil || !bytes.Equal(old, cert.PEM) {
-			if err := writeFile(path, cert.PEM); err != nil {
-				return "", "", err
-			}
+	var all bytes.Buffer
+	write := func(name string, data []byte) error {
+		all.Write(data)
+		if old, err := os.ReadFile(p.path(name)); err == nil && bytes.Equal(old, data) {
+			return nil
 		}
-		fmt.Fprintln(&list, path)
-		all.Write(cert.PEM)
+		return writeFile(p.path(name), data)
 	}
-	if c.Web.HTTPS {
-		c.Web.CertList = p.path("certs.list")
-		if err := writeFile(c.Web.CertList, list.Bytes()); err != nil {
+	file := func(cert string) string { return filepath.Join("certs", cert+".pem") }
+	for _, cert := range certs {
+		if err := write(file(cert.Name), cert.PEM); err != nil {
+			return "", "", err
+		}
+	}
+	c.Frontends = slices.Clone(c.Frontends)
+	for i := range c.Frontends {
+		f := &c.Frontends[i]
+		if len(f.Certs) == 0 {
+			continue
+		}
+		var list bytes.Buffer
+		for _, cert := range f.Certs {
+			fmt.Fprintln(&list, p.path(file(cert)))
+		}
+		name := filepath.Join("certs", f.Name+".list")
+		f.CertList = p.path(name)
+		if err := write(name, list.Bytes()); err != nil {
 			return "", "", err
 		}
 	}
@@ -246,7 +260,7 @@ func (p *proxy) render(c Config, certs []Cert) (shape, text string, err error) {
 	if shape, err = c.shape().Render(); err != nil {
 		return "", "", err
 	}
-	return shape + list.String() + all.String(), text, nil
+	return shape + all.String(), text, nil
 }
 
 func writeFile(path string, data []byte) error {

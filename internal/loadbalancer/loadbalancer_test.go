@@ -1,10 +1,15 @@
 package loadbalancer
 
 import (
+	"bytes"
+	"errors"
 	"flag"
+	"fmt"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,14 +17,18 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/scheme"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
 	discovery "k8s.io/api/discovery/v1"
 
 	"github.com/berth-run/berth/api/v1alpha1"
+	chart "github.com/berth-run/berth/charts/berth"
 )
 
 var update = flag.Bool("update", false, "write the golden file")
@@ -31,9 +40,13 @@ func read(t *testing.T, file string) Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Cluster{Addr: map[client.ObjectKey]netip.Addr{}}
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientscheme.AddToScheme(scheme), gateway.Install(scheme)); err != nil {
+		t.Fatal(err)
+	}
+	codecs, c := serializer.NewCodecFactory(scheme), Cluster{}
 	for _, doc := range strings.Split(string(data), "\n---\n") {
-		o, _, err := scheme.Codecs.UniversalDeserializer().Decode([]byte(doc), nil, nil)
+		o, _, err := codecs.UniversalDeserializer().Decode([]byte(doc), nil, nil)
 		if err != nil {
 			t.Fatalf("%v in:\n%s", err, doc)
 		}
@@ -55,6 +68,14 @@ func (c *Cluster) add(t *testing.T, o runtime.Object) {
 		c.Classes = append(c.Classes, *o)
 	case *corev1.Secret:
 		c.Secrets = append(c.Secrets, *o)
+	case *gateway.Gateway:
+		c.Gateways = append(c.Gateways, *o)
+	case *gateway.HTTPRoute:
+		c.HTTPRoutes = append(c.HTTPRoutes, *o)
+	case *gateway.ReferenceGrant:
+		c.Grants = append(c.Grants, *o)
+	case *corev1.Namespace:
+		c.Namespaces = append(c.Namespaces, *o)
 	default:
 		t.Fatalf("unexpected %T", o)
 	}
@@ -62,26 +83,35 @@ func (c *Cluster) add(t *testing.T, o runtime.Object) {
 
 var public = []v1alpha1.Subnet{{Spec: v1alpha1.SubnetSpec{CIDR: "10.90.96.0/28", Type: v1alpha1.SubnetPublic}}, {Spec: v1alpha1.SubnetSpec{CIDR: "10.90.0.0/19", Type: v1alpha1.SubnetPrivate}}}
 
-// TestBuild renders a cluster with everything in it; HAProxy itself must accept the result.
+// TestBuild renders clusters with everything in them; HAProxy itself must accept the result.
 func TestBuild(t *testing.T) {
-	c := read(t, "testdata/cluster.yaml")
+	for _, name := range []string{"cluster", "gateways"} {
+		t.Run(name, func(t *testing.T) { build(t, "testdata/"+name) })
+	}
+}
+
+func build(t *testing.T, file string) {
+	t.Helper()
+	c := read(t, file+".yaml")
 	if problems := newPool().assign(&c, public, time.Now()); len(problems) > 0 {
 		t.Fatal(problems)
 	}
 	c.Pods = []netip.Prefix{netip.MustParsePrefix("10.90.0.0/17")}
-	config, certs, problems := Build(c)
-	if len(certs) != 0 {
-		t.Errorf("certificates %v from Secrets that are none", certs)
+	c.Accepts = func([]byte) error { return nil }
+	built := Build(c)
+	if len(built.Certs) != 0 {
+		t.Errorf("certificates %v from Secrets that are none", built.Certs)
 	}
-	config.Socket = "/run/berth/lb/haproxy.sock"
-	got, err := config.Render()
+	built.Config.Socket = "/run/berth/lb/haproxy.sock"
+	got, err := built.Config.Render()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range problems {
+	for _, p := range built.Problems {
 		got += "# " + p.Object.GetName() + ": " + p.Reason + ": " + p.Message + "\n"
 	}
-	golden := "testdata/cluster.golden"
+	got += said(c, built)
+	golden := file + ".golden"
 	if *update {
 		if err := os.WriteFile(golden, []byte(got), 0o600); err != nil {
 			t.Fatal(err)
@@ -91,13 +121,36 @@ func TestBuild(t *testing.T) {
 	if err != nil || string(want) != got {
 		t.Errorf("the configuration is not that of %s (%v); if it should be: go test ./internal/loadbalancer -update\n%s", golden, err, got)
 	}
-	file := filepath.Join(t.TempDir(), "haproxy.cfg")
-	if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
+	config := filepath.Join(t.TempDir(), "haproxy.cfg")
+	if err := os.WriteFile(config, []byte(got), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := check(t.Context(), file); err != nil {
+	if err := check(t.Context(), config); err != nil {
 		t.Error(err)
 	}
+}
+
+// said is, as comments, what Gateways and HTTPRoutes are told.
+func said(c Cluster, built Built) string {
+	var b strings.Builder
+	tell := func(who string, conditions []metav1.Condition) {
+		for _, c := range conditions {
+			fmt.Fprintf(&b, "# %s: %s %s %s: %s\n", who, c.Type, c.Status, c.Reason, c.Message)
+		}
+	}
+	for i := range c.Gateways {
+		s := built.GatewayStatus[client.ObjectKeyFromObject(&c.Gateways[i])]
+		tell(c.Gateways[i].Name, s.Conditions)
+		for _, l := range s.Listeners {
+			tell(fmt.Sprintf("%s/%s (%d routes)", c.Gateways[i].Name, l.Name, l.AttachedRoutes), l.Conditions)
+		}
+	}
+	for i := range c.HTTPRoutes {
+		for _, p := range built.RouteStatus[client.ObjectKeyFromObject(&c.HTTPRoutes[i])] {
+			tell(c.HTTPRoutes[i].Name, p.Conditions)
+		}
+	}
+	return b.String()
 }
 
 func TestRoutes(t *testing.T) {
@@ -120,6 +173,9 @@ func TestRoutes(t *testing.T) {
 		{Route{Path: "/foo", Match: Exact}, "{ path '/foo' }"},
 		{Route{Path: "/foo/*", Match: Pattern}, "{ path -m reg '^/foo/.*$' }"},
 		{Route{Host: "*.a.b", Path: "/"}, `{ var(txn.host) -m reg '^[^.]+\.a\.b$' }`},
+		{Route{Host: ".a.b", Path: "/"}, `{ var(txn.host) -m end '.a.b' }`},
+		{Route{Path: "/", Method: "GET", Headers: []Pair{{"x-a", "it's"}}, Queries: []Pair{{"q", "1"}}, Part: 1, Of: 4},
+			`{ method GET } { req.fhdr(x-a) -m str -- 'it'\''s' } { url_param(q),url_dec -m str -- '1' } { rand(4) lt 1 }`},
 	} {
 		if got := tc.route.Condition(); got != tc.want {
 			t.Errorf("%+v is %s, want %s", tc.route, got, tc.want)
@@ -141,7 +197,7 @@ func TestPool(t *testing.T) {
 		return s
 	}
 	assign := func(services ...corev1.Service) (map[client.ObjectKey]netip.Addr, []Problem) {
-		c := Cluster{Services: services, Addr: map[client.ObjectKey]netip.Addr{}}
+		c := Cluster{Services: services}
 		problems := p.assign(&c, public, now)
 		return c.Addr, problems
 	}
@@ -169,5 +225,27 @@ func TestPool(t *testing.T) {
 	got, problems := assign(many...)
 	if len(got) != 11 || len(problems) != 5 || problems[0].Reason != "NoAddress" {
 		t.Errorf("a /28, which has 11, gave %d addresses and %d problems", len(got), len(problems))
+	}
+}
+
+// TestCopiedTypes: the Gateway API's types in the chart are those of the module whose Go types are used.
+func TestCopiedTypes(t *testing.T) {
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copies, err := fs.Glob(chart.Files, "crds/gateway.*.yaml")
+	if err != nil || len(copies) == 0 {
+		t.Fatalf("the chart has no types of the Gateway API: %v", err)
+	}
+	for _, name := range copies {
+		got, err := chart.Files.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "config", "crd", "standard", filepath.Base(name)))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s is not the module's (%v): make generate", name, err)
+		}
 	}
 }

@@ -17,17 +17,20 @@ import (
 // pool gives out addresses of public subnets. What an object's status says is the record; until that can be read back, what
 // was given is remembered.
 type pool struct {
-	subnets  map[string]*ipam.Allocator
-	given    map[netip.Addr]bool
-	web      netip.Addr
-	services map[types.UID]netip.Addr
+	subnets map[string]*ipam.Allocator
+	given   map[netip.Addr]bool
+	web     netip.Addr
+	had     map[types.UID]netip.Addr // by Services and Gateways
 }
+
+// exhausted is what an object without an address is told.
+const exhausted = "no public subnet has a free address: add a Subnet with spec.type public, or delete a load balancer"
 
 func newPool() *pool {
-	return &pool{subnets: map[string]*ipam.Allocator{}, given: map[netip.Addr]bool{}, services: map[types.UID]netip.Addr{}}
+	return &pool{subnets: map[string]*ipam.Allocator{}, given: map[netip.Addr]bool{}, had: map[types.UID]netip.Addr{}}
 }
 
-// assign fills in Addr and Web: those that the objects have keep their addresses, others get one of the public subnet that
+// assign fills in Addr, GatewayAddr and Web: those that the objects have keep their addresses, others get one of the public subnet that
 // has given the fewest. An address that nobody has any more rests for a minute.
 func (p *pool) assign(c *Cluster, subnets []v1alpha1.Subnet, now time.Time) []Problem {
 	p.know(subnets)
@@ -57,23 +60,17 @@ func (p *pool) assign(c *Cluster, subnets []v1alpha1.Subnet, now time.Time) []Pr
 	if web != nil && !c.Web.IsValid() {
 		c.Web = keep(p.web)
 	}
-	var waiting []int
-	for i := range c.Services {
-		s := &c.Services[i]
-		if wanted, _ := Wants(s); !wanted {
-			continue
-		}
-		waiting = append(waiting, i)
-		var addr netip.Addr
-		if in := s.Status.LoadBalancer.Ingress; len(in) > 0 {
-			addr = recorded(in[0].IP)
-		}
+	var waiting []holder
+	held := holders(c)
+	for _, h := range held {
+		addr := recorded(h.recorded)
 		if !addr.IsValid() {
-			addr = keep(p.services[s.UID])
+			addr = keep(p.had[h.object.GetUID()])
 		}
 		if addr.IsValid() {
-			c.Addr[client.ObjectKeyFromObject(s)] = addr
-			waiting = waiting[:len(waiting)-1]
+			h.set(addr)
+		} else {
+			waiting = append(waiting, h)
 		}
 	}
 	for addr := range p.given {
@@ -87,33 +84,62 @@ func (p *pool) assign(c *Cluster, subnets []v1alpha1.Subnet, now time.Time) []Pr
 		p.given[addr] = true
 	}
 	var problems []Problem
-	const exhausted = "no public subnet has a free address: add a Subnet with spec.type public, or delete a load balancer"
 	if web != nil && !c.Web.IsValid() {
 		if c.Web = p.take(now); !c.Web.IsValid() {
 			problems = append(problems, Problem{web, "NoAddress", exhausted})
 		}
 	}
-	for _, i := range waiting {
-		s := &c.Services[i]
+	for _, h := range waiting {
 		addr := p.take(now)
 		if !addr.IsValid() {
-			problems = append(problems, Problem{s, "NoAddress", exhausted})
+			problems = append(problems, Problem{h.object, "NoAddress", exhausted})
 			continue
 		}
-		c.Addr[client.ObjectKeyFromObject(s)] = addr
+		h.set(addr)
 	}
-	p.remember(c)
+	p.web = c.Web
+	clear(p.had)
+	for _, h := range held {
+		if addr := h.get(); addr.IsValid() {
+			p.had[h.object.GetUID()] = addr
+		}
+	}
 	return problems
 }
 
-func (p *pool) remember(c *Cluster) {
-	p.web = c.Web
-	clear(p.services)
+// holder is a Service or a Gateway, which has an address of its own.
+type holder struct {
+	object   client.Object
+	recorded string // in its status
+	of       map[client.ObjectKey]netip.Addr
+}
+
+func (h holder) set(addr netip.Addr) { h.of[client.ObjectKeyFromObject(h.object)] = addr }
+func (h holder) get() netip.Addr     { return h.of[client.ObjectKeyFromObject(h.object)] }
+
+func holders(c *Cluster) []holder {
+	c.Addr, c.GatewayAddr = map[client.ObjectKey]netip.Addr{}, map[client.ObjectKey]netip.Addr{}
+	var out []holder
 	for i := range c.Services {
-		if addr, ok := c.Addr[client.ObjectKeyFromObject(&c.Services[i])]; ok {
-			p.services[c.Services[i].UID] = addr
+		s := &c.Services[i]
+		if wanted, _ := Wants(s); !wanted {
+			continue
 		}
+		h := holder{object: s, of: c.Addr}
+		if in := s.Status.LoadBalancer.Ingress; len(in) > 0 {
+			h.recorded = in[0].IP
+		}
+		out = append(out, h)
 	}
+	for i := range c.Gateways {
+		g := &c.Gateways[i]
+		h := holder{object: g, of: c.GatewayAddr}
+		if a := g.Status.Addresses; len(a) > 0 {
+			h.recorded = a[0].Value
+		}
+		out = append(out, h)
+	}
+	return out
 }
 
 // know makes an allocator for each public subnet.

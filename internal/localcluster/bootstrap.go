@@ -25,7 +25,10 @@ import (
 	"github.com/berth-run/berth/internal/layout"
 )
 
-const fieldOwner = client.FieldOwner("berth-up")
+const (
+	fieldOwner   = client.FieldOwner("berth-up")
+	gatewayGroup = "gateway.networking.k8s.io"
+)
 
 // Client makes a client of the local cluster for the user of a kubeconfig.
 func Client(kubeconfig string) (client.Client, *rest.Config, error) {
@@ -58,7 +61,7 @@ func bootstrap(ctx context.Context, dirs layout.Dirs) error {
 			return err
 		}
 		for _, f := range files {
-			if err := eachObject(chart.Files, f, func(o *unstructured.Unstructured) error { return apply(ctx, c, o) }); err != nil {
+			if err := eachObject(chart.Files, f, func(o *unstructured.Unstructured) error { return install(ctx, c, o) }); err != nil {
 				return fmt.Errorf("apply %s: %w", f, err)
 			}
 		}
@@ -111,6 +114,14 @@ func eachObject(files fs.FS, path string, do func(*unstructured.Unstructured) er
 			return err
 		}
 	}
+}
+
+// install applies what is Berth's own; a type of others, of the Gateway API, is only created: a newer one may be there.
+func install(ctx context.Context, c client.Client, o *unstructured.Unstructured) error {
+	if group, _, _ := unstructured.NestedString(o.Object, "spec", "group"); group == gatewayGroup {
+		return client.IgnoreAlreadyExists(c.Create(ctx, o, fieldOwner))
+	}
+	return apply(ctx, c, o)
 }
 
 func apply(ctx context.Context, c client.Client, o client.Object) error {

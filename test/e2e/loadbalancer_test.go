@@ -50,7 +50,7 @@ func TestLoadBalancers(t *testing.T) {
 		{"http://" + nlb + ":8080/", "", 200, "shop-"},
 		{"http://" + web + "/", "shop.example", 200, "shop-"},
 		{"https://" + web + "/", "shop.example", 200, "shop-"},
-		{"http://" + web + "/", "other.example", 404, "no Ingress has this host and path"},
+		{"http://" + web + "/", "other.example", 404, "nothing is published at this host and path"},
 		{"http://" + web + "/nothing", "shop.example", 503, ""},
 		{"http://" + web + "/img/", "safe.example", 301, ""},
 		{"https://" + web + "/img/", "safe.example", 200, "shop-"},
