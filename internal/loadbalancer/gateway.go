@@ -86,10 +86,10 @@ func (b *builder) listen(g *gateway.Gateway) ([]*listener, []*Frontend) {
 		if !served {
 			continue
 		}
-		at := slices.IndexFunc(frontends, func(f *Frontend) bool { return f.Port == int32(l.Port) })
+		at := slices.IndexFunc(frontends, func(f *Frontend) bool { return f.Port == l.Port })
 		if at < 0 {
 			at = len(frontends)
-			frontends = append(frontends, &Frontend{Name: fmt.Sprintf("gateway.%s_%s:%d", g.Namespace, g.Name, l.Port), Addr: addr, Port: int32(l.Port)})
+			frontends = append(frontends, &Frontend{Name: fmt.Sprintf("gateway.%s_%s:%d", g.Namespace, g.Name, l.Port), Addr: addr, Port: l.Port})
 		}
 		l.frontend = frontends[at]
 		for _, c := range certs {

@@ -169,7 +169,7 @@ func (b *builder) routeBackend(r *gateway.HTTPRoute, ref gateway.BackendRef) (Ba
 		return broken(), gateway.RouteReasonRefNotPermitted,
 			fmt.Errorf("namespace %s has no ReferenceGrant that lets HTTPRoutes of %s use Service %s", key.Namespace, r.Namespace, key.Name)
 	}
-	backend, err := b.backend(key, "", int32(*ref.Port))
+	backend, err := b.backend(key, "", *ref.Port)
 	if err != nil {
 		return broken(), gateway.RouteReasonBackendNotFound, err
 	}
