@@ -78,7 +78,7 @@ func TestMachineTrouble(t *testing.T) {
 		})
 	}
 	t.Run("an image of a gigabyte", func(t *testing.T) {
-		bigImage(t, "big:1")
+		bigImage(t, "docker.io/library/big:1")
 		kubectl(t, "wait", "--for=condition=Ready", "pod/big", "--timeout=180s")
 		sum := shell(t, "head -c 1G /dev/zero | tr '\\0' x | tail -c 1M | md5sum | cut -d ' ' -f 1")
 		if got := in(t, "big", "wc -c < /data; tail -c 1048576 /data | md5sum | cut -d ' ' -f 1"); got != "1073741824\n"+sum {
