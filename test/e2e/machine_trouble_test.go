@@ -11,9 +11,7 @@ import (
 // TestMachineTrouble is about pods that exhaust their virtual machines, and about processes of a machine that are killed: each is that pod's
 // trouble alone.
 func TestMachineTrouble(t *testing.T) {
-	if err := hostRuns("microvm"); err != nil {
-		t.Fatal(err)
-	}
+	runsMachines(t)
 	apply(t, "trouble.yaml", "--isolation", "microvm")
 	kubectl(t, "wait", "--for=condition=Ready", "pod/victim", "pod/neighbour", "pod/bomb", "--timeout=180s")
 	in := func(t *testing.T, pod, script string) string {
