@@ -45,13 +45,13 @@ func TestLimitsBite(t *testing.T) {
 		kubectl(t, "exec", "spinner", "--", "sh", "-c", "rm -f /x && "+fill+" && rm /x")
 	})
 	for pod, want := range map[string]string{
-		"full-layer":  `Container c exceeded its local ephemeral storage limit "10Mi". `,
-		"full-volume": `Usage of EmptyDir volume "scratch" exceeds the limit "10Mi". `,
+		"full-layer":  `Pod ephemeral local storage usage exceeds the total limit of containers 10Mi.`,
+		"full-volume": `Usage of EmptyDir volume "scratch" exceeds the limit "10Mi".`,
 	} {
 		t.Run(pod, func(t *testing.T) {
 			// A kubelet measures volumes every minute or two.
 			kubectl(t, "wait", "--for=jsonpath={.status.reason}=Evicted", "pod/"+pod, "--timeout=180s")
-			if got := kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.message}"); got != strings.TrimSpace(want) {
+			if got := kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.message}"); got != want {
 				t.Errorf("pod %s was evicted: %q, want %q", pod, got, want)
 			}
 		})

@@ -12,9 +12,7 @@ const fleetSize = "20"
 // TestMachines is about what only a virtual machine gives a pod, and what all of them have in common, and what not. Its profile asks for microVMs,
 // whatever the cluster's isolation is, and needs a host that runs them.
 func TestMachines(t *testing.T) {
-	if err := hostRuns("microvm"); err != nil {
-		t.Fatal(err)
-	}
+	runsMachines(t)
 	apply(t, "machines.yaml", "--isolation", "microvm", "--allow-privileged")
 	in := func(t *testing.T, pod, container, script string) string {
 		t.Helper()
@@ -92,6 +90,17 @@ sysctl -w kernel.pid_max=12345 >/dev/null 2>&1 || echo 12345 > /proc/sys/kernel/
 				seen[got] = pod
 			}
 		}
+	})
+}
+
+// runsMachines waits until the host has found out that it runs virtual machines.
+func runsMachines(t *testing.T) {
+	t.Helper()
+	eventually(t, func() string {
+		if err := hostRuns("microvm"); err != nil {
+			return err.Error()
+		}
+		return ""
 	})
 }
 
