@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +51,47 @@ func (m *vm) privatePages() int {
 	return private
 }
 
+// processorTime is the machine's so far, of all threads of its monitor.
+func (m *vm) processorTime() time.Duration {
+	m.t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", m.command.Process.Pid))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var sum time.Duration
+	for _, file := range threads {
+		var spent int64
+		content, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		if _, err := fmt.Sscan(string(content), &spent); err != nil {
+			m.t.Fatal(err)
+		}
+		sum += time.Duration(spent)
+	}
+	return sum
+}
+
+// privateMemory of the machine's monitor, in KiB, the guest's included.
+func (m *vm) privateMemory() float64 {
+	m.t.Helper()
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", m.command.Process.Pid))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(content)) {
+		if rest, ok := strings.CutPrefix(line, "Anonymous:"); ok {
+			kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			return kib
+		}
+	}
+	return 0
+}
+
 // BenchmarkStart measures a restored machine's way to its first containers, and what it then has for itself. The first container comes
 // at once; the later ones find warm what the first one needed.
 func BenchmarkStart(b *testing.B) {
@@ -58,7 +101,12 @@ func BenchmarkStart(b *testing.B) {
 		var m *vm
 		stage := func(name string, do func()) {
 			began := time.Now()
+			var worked time.Duration
+			if m != nil {
+				worked = m.processorTime()
+			}
 			do()
+			stages[name+"-cpu-ms"] = append(stages[name+"-cpu-ms"], float64((m.processorTime()-worked).Microseconds())/1000)
 			stages[name+"-ms"] = append(stages[name+"-ms"], float64(time.Since(began).Microseconds())/1000)
 		}
 		stage("restore", func() { m = restore(b) })
@@ -83,6 +131,7 @@ func BenchmarkStart(b *testing.B) {
 			})
 			if i == 0 {
 				stages["private-KiB"] = append(stages["private-KiB"], float64(m.privatePages()*os.Getpagesize()/1024))
+				stages["monitor-KiB"] = append(stages["monitor-KiB"], m.privateMemory())
 			}
 		}
 		m.end()

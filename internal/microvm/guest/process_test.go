@@ -110,6 +110,19 @@ func TestProcesses(t *testing.T) {
 		}
 	})
 
+	t.Run("a container's addresses are random, whatever crun's are", func(t *testing.T) {
+		m.start("random", shell("random", "cat /proc/self/personality", nil), image)
+		m.addExec("personality", false, "cat", "/proc/self/personality")
+		m.wait("random", "")
+		m.wait("main", "personality")
+		if first, exec := m.output("random", "", 1), m.output("main", "personality", 1); first != "00000000\n" || exec != "00000000\n" {
+			t.Errorf("personality of the first process %q, of another %q", first, exec)
+		}
+		if _, err := m.tasks.Delete(t.Context(), &api.DeleteRequest{ID: "random"}); err != nil {
+			t.Error(err)
+		}
+	})
+
 	t.Run("stdin is the process's until it is closed", func(t *testing.T) {
 		m.addExec("wc", false, "wc", "-c")
 		in := m.stdio("main", "wc", 0)

@@ -136,7 +136,7 @@ type vm struct {
 
 func launch(t testing.TB, ram *os.File, share string, extra ...string) *vm {
 	m := &vm{t: t, dir: t.TempDir()}
-	args := append([]string{"-M", "microvm,accel=tcg,acpi=on,rtc=off,pit=off", "-cpu", "max", "-smp", "1", "-m", fmt.Sprintf("%dM", machineMiB),
+	args := append([]string{"-M", "microvm,acpi=on,rtc=off,pit=off", "-accel", "tcg,tb-size=32", "-cpu", "max", "-smp", "1", "-m", fmt.Sprintf("%dM", machineMiB),
 		"-object", fmt.Sprintf("memory-backend-file,id=m0,size=%dM,mem-path=/proc/self/fd/3,share=%s", templateMiB, share),
 		"-object", fmt.Sprintf("memory-backend-memfd,id=m1,size=%dM,share=on", machineMiB-templateMiB),
 		"-numa", "node,memdev=m0,cpus=0", "-numa", "node,memdev=m1",

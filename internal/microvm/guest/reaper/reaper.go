@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -86,10 +87,22 @@ func exitStatus(status unix.WaitStatus) int {
 	return status.ExitStatus()
 }
 
-// Start runs a program; its descriptors 0, 1, ... are files. The channel yields its exit, once.
+// fixedAddresses is ADDR_NO_RANDOMIZE of personality(2), a constant that package unix does not have.
+const fixedAddresses = 0x0040000
+
+// Start runs a program; its descriptors 0, 1, ... are files. The channel yields its exit, once. The program and its libraries lie at the same
+// addresses each time: an emulated processor then finds their code translated from the time before.
 func (r *Reaper) Start(argv, env []string, files ...uintptr) (int, <-chan Exit, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// It belongs to the thread, from which the program inherits it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, _, errno := unix.Syscall(unix.SYS_PERSONALITY, fixedAddresses, 0, 0)
+	if errno != 0 {
+		return 0, nil, fmt.Errorf("start %s: set its personality: %w", argv[0], errno)
+	}
+	defer func() { _, _, _ = unix.Syscall(unix.SYS_PERSONALITY, own, 0, 0) }()
 	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Dir: "/", Env: env, Files: files})
 	if err != nil {
 		return 0, nil, fmt.Errorf("start %s: %w", argv[0], err)

@@ -82,7 +82,8 @@ func (c *container) prepare(ctx context.Context, r *api.CreateTaskRequest) error
 // refuses one that says so.
 const crunVersion = `"1.0.2"`
 
-// withRoot sets the path of the root file system, and leaves what it does not know of the configuration as it is.
+// withRoot sets the path of the root file system and, unless the configuration does, the personality: a container's addresses are random, though those
+// of crun, from which it would inherit that, are not. It leaves what it does not know of the configuration as it is.
 func withRoot(config json.RawMessage, rootfs string) ([]byte, *specs.Spec, error) {
 	var spec specs.Spec
 	var fields, root map[string]json.RawMessage
@@ -108,9 +109,28 @@ func withRoot(config json.RawMessage, rootfs string) ([]byte, *specs.Spec, error
 	if fields["root"], err = json.Marshal(root); err != nil {
 		return nil, nil, err
 	}
+	if fields["linux"], err = withPersonality(fields["linux"]); err != nil {
+		return nil, nil, err
+	}
 	fields["ociVersion"] = json.RawMessage(crunVersion)
 	out, err := json.Marshal(fields)
 	return out, &spec, err
+}
+
+func withPersonality(linux json.RawMessage) (json.RawMessage, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(linux, &fields); err != nil {
+		return nil, fmt.Errorf("read linux of the container's configuration: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if _, ok := fields["personality"]; ok {
+		return linux, nil
+	}
+	usual, err := json.Marshal(specs.LinuxPersonality{Domain: specs.PerLinux})
+	if err != nil {
+		return nil, err
+	}
+	fields["personality"] = usual
+	return json.Marshal(fields)
 }
 
 func hasPrivatePID(spec *specs.Spec) bool {
