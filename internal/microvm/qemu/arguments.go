@@ -19,6 +19,8 @@ const (
 	// fills up as the guest runs ever more different code, and is emptied when full. To configure a clone and start its first container fills some 40:
 	// with 16 it takes twice the processor time that it takes with 32, and later containers four times.
 	translationCache, translationCacheEach = 32, 8
+	// processMemory is what QEMU needs besides, in bytes: 22 MB were seen.
+	processMemory = 32 << 20
 	// agentPorts is the agent's port and the console port that is always there.
 	agentPorts = 2
 )
@@ -124,9 +126,11 @@ func machineArguments(accel string, s vmm.Shape, d descriptors, share string) []
 	if accel == KVM {
 		return append(args, "-accel", "kvm", "-cpu", "host")
 	}
-	cache := max(translationCache, (s.VCPUs+1)*translationCacheEach)
-	return append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", cache), "-cpu", "max")
+	return append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", codeCache(s)), "-cpu", "max")
 }
+
+// codeCache is the most that QEMU keeps of the code that it makes of the guest's, in MiB.
+func codeCache(s vmm.Shape) int { return max(translationCache, (s.VCPUs+1)*translationCacheEach) }
 
 // Descriptor sets are QEMU's names for files that it is given. Those of attached disks get their numbers from QEMU.
 const (

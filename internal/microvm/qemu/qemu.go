@@ -161,6 +161,14 @@ func (d *Driver) tree(f vmm.Fingerprint) string {
 // treePattern matches the trees of a fingerprint and of those before it.
 func treePattern(f vmm.Fingerprint) string { return fmt.Sprintf("qemu-%s-*", f.Acceleration) }
 
+// Overhead implements vmm.Driver.
+func (d *Driver) Overhead(shape vmm.Shape) int64 {
+	if d.options.Acceleration == KVM {
+		return processMemory
+	}
+	return processMemory + int64(codeCache(shape))<<20
+}
+
 // Blocks implements vmm.Driver.
 func (d *Driver) Blocks(shape vmm.Shape, memory int64) ([]guestapi.Range, error) {
 	return blocks(shape, memory)

@@ -26,8 +26,6 @@ import (
 )
 
 const (
-	// monitorMemory is what the machine's monitor needs for itself out of the pod's size, in bytes. The guest has the rest.
-	monitorMemory = 64 << 20
 	// guestLimit bounds how long a restored guest may take to become the pod's machine.
 	guestLimit = 30 * time.Second
 	// firstUID is that of the machine whose shim has process id 0: each machine has a user of its own.
@@ -143,7 +141,9 @@ func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want siz
 		return err
 	}
 	defer source.close()
-	if config.Memory, err = source.Driver.Blocks(source.Template.Shape, want.memory-monitorMemory); err != nil {
+	shape := source.Template.Shape
+	// The monitor's own memory is out of the pod's size, too.
+	if config.Memory, err = source.Driver.Blocks(shape, want.memory-source.Driver.Overhead(shape)); err != nil {
 		return fmt.Errorf("give the machine %d MiB: %w", want.memory>>20, err)
 	}
 	var tap *os.File

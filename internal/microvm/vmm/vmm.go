@@ -59,6 +59,9 @@ type Driver interface {
 	// included; in order, and the blocks of less memory are the first ones of more. It fails if the shape holds less.
 	Blocks(shape Shape, memory int64) ([]guestapi.Range, error)
 
+	// Overhead is what the monitor of a machine of this shape needs for itself, beside the guest's memory, in bytes, at most.
+	Overhead(shape Shape) int64
+
 	// Boot starts a machine from a kernel, to make a template. It returns as soon as the machine runs; that the guest is up is
 	// seen on the agent's port. If ctx ends before, or anything fails, nothing is left of the machine.
 	Boot(ctx context.Context, config Boot) (Machine, error)

@@ -57,6 +57,9 @@ func (f *Fake) Fingerprint(context.Context) (vmm.Fingerprint, error) {
 	return vmm.Fingerprint{Name: "fake", Version: "1.0", Acceleration: "none", Digest: "fake"}, f.Unavailable
 }
 
+// Overhead implements vmm.Driver.
+func (f *Fake) Overhead(vmm.Shape) int64 { return 1 << 20 }
+
 // Blocks implements vmm.Driver.
 func (f *Fake) Blocks(shape vmm.Shape, memory int64) ([]guestapi.Range, error) {
 	if memory > shape.MaxMemory {

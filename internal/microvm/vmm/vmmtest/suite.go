@@ -194,6 +194,10 @@ func blocksAreWhole(t *testing.T, s *Suite, _ vmm.Template) {
 	if _, err := s.Driver.Blocks(s.Shape, s.Shape.MaxMemory+1); err == nil {
 		t.Error("more than the shape holds is given")
 	}
+	// The smallest machine, of 512 MiB, has memory left for its guest.
+	if own := s.Driver.Overhead(s.Shape); own <= 0 || own > 512<<20-vmm.BaseMemory {
+		t.Errorf("the monitor needs %d bytes for itself", own)
+	}
 }
 
 func machinesAreApart(t *testing.T, s *Suite, template vmm.Template) {
