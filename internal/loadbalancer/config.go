@@ -123,6 +123,15 @@ func (b Backend) Options() string {
 // Check of every server: a connection each 2 s.
 func (Config) Check() string { return "check inter 2s fall 2 rise 1" }
 
+// anyway is added to a target's name for the server that is used when no target is healthy: then all are, as AWS' load balancers
+// "fail open". That check may fail for slowness, and no target answers for sure if none is asked.
+const anyway = "-anyway"
+
+// Server lines of the target in HAProxy.
+func (t Target) Server(options string) string {
+	return fmt.Sprintf("server %s %s%s\n  server %s%s %s%s backup no-check", t, t, options, t, anyway, t, options)
+}
+
 // Condition is the route as HAProxy tests it.
 func (r Route) Condition() string {
 	var terms []string
@@ -205,6 +214,7 @@ defaults
   retries 3
   option redispatch 1
   option dontlognull
+  option allbackups
   default-server {{.Check}}
 
 # HAProxy wants to listen somewhere, also when there is nothing to balance.
@@ -221,7 +231,7 @@ listen {{.Name}}
 {{- end}}
 {{- $options := .Options}}
 {{- range .Targets}}
-  server {{.}} {{.}}{{$options}}
+  {{.Server $options}}
 {{- end}}
 {{end}}
 {{- range .Frontends}}
@@ -250,7 +260,7 @@ backend {{.Name}}
 {{- end}}
 {{- $options := .Options}}
 {{- range .Targets}}
-  server {{.}} {{.}}{{$options}}
+  {{.Server $options}}
 {{- end}}
 {{end}}`))
 
@@ -269,6 +279,7 @@ func (c Config) servers() map[string]string {
 	add := func(proxy, options string, targets []Target) {
 		for _, t := range targets {
 			out[proxy+"/"+t.String()] = t.String() + options + " " + c.Check()
+			out[proxy+"/"+t.String()+anyway] = t.String() + options + " backup"
 		}
 	}
 	for _, l := range c.Listeners {

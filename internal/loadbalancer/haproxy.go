@@ -111,7 +111,10 @@ func (p *proxy) tell(servers map[string]string) error {
 		}
 		command := "set server " + name + " state ready"
 		if !p.resting[name] {
-			command = "add server " + name + " " + options + ";enable server " + name + ";enable health " + name
+			command = "add server " + name + " " + options + ";enable server " + name
+			if !strings.HasSuffix(name, anyway) {
+				command += ";enable health " + name
+			}
 		}
 		if err := p.command(command); err != nil {
 			return err

@@ -18,6 +18,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -143,6 +144,48 @@ func TestProxy(t *testing.T) {
 	p = again
 	apply(config(b))
 	answered("b")
+}
+
+// TestNoHealthyTarget: when all targets have failed their checks, all are asked all the same.
+func TestNoHealthyTarget(t *testing.T) {
+	p, err := newProxy(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, p)
+	at, port := freePort(t), freePort(t)
+	for name, targets := range map[string][]Target{"told": nil, "read": {{netip.MustParseAddr("127.0.0.1"), at}}} {
+		// A new listener is read with its targets; those that come later HAProxy is told of.
+		c := Config{Listeners: []Listener{{Name: name, Addr: netip.MustParseAddr("127.0.0.1"), Port: port, Targets: targets}}}
+		if err := p.apply(t.Context(), c, nil); err != nil {
+			t.Fatal(err)
+		}
+		c.Listeners[0].Targets = []Target{{netip.MustParseAddr("127.0.0.1"), at}}
+		if err := p.apply(t.Context(), c, nil); err != nil {
+			t.Fatal(err)
+		}
+		down := fmt.Sprintf("%s,127.0.0.1:%d,", name, at)
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+			stat, err := p.ask(layout.HAProxySocket, "show stat")
+			if _, line, _ := strings.Cut(stat, down); err == nil && strings.Contains(strings.SplitN(line, "\n", 2)[0], ",DOWN,") {
+				break
+			} else if time.Now().After(deadline) {
+				t.Fatalf("the target is not seen to be down: %v\n%s", err, stat)
+			}
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "here") }), ReadHeaderTimeout: time.Second}
+		go func() { _ = server.Serve(l) }()
+		if got := who(t, port); got != "here" {
+			t.Errorf("%s: %q answers", name, got)
+		}
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestAccepts: a certificate that Go takes and HAProxy does not must not reach the configuration.
