@@ -157,14 +157,13 @@ func Remove(path string) error {
 	return nil
 }
 
-// removeDir kills and removes in turns: a process may have started another between the two.
+// removeDir kills and removes in turns: a process may have started another between the two. Cgroups below it may go meanwhile,
+// as their sandboxes end, which leaves the list of processes short.
 func removeDir(dir string) error {
+	gone := func(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 	for round := 1; ; round++ {
 		pids, err := cgroups.GetAllPids(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
+		if err != nil && !gone(err) {
 			return fmt.Errorf("list the processes of cgroup %s: %w", dir, err)
 		}
 		for _, pid := range pids {
@@ -172,11 +171,11 @@ func removeDir(dir string) error {
 				return fmt.Errorf("kill process %d of cgroup %s: %w", pid, dir, err)
 			}
 		}
-		err = cgroups.RemovePath(dir) // waits for ended processes to go
+		err = cgroups.RemovePath(dir) // waits for ended processes to go; nil if there is none
 		switch {
 		case err == nil:
 			return nil
-		case !errors.Is(err, unix.EBUSY) || round == removeRounds:
+		case !errors.Is(err, unix.EBUSY) && !gone(err) || round == removeRounds:
 			return fmt.Errorf("remove cgroup %s: %w", dir, err)
 		}
 	}

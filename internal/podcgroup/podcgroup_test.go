@@ -219,6 +219,33 @@ func TestRemoveWhileProcessesStart(t *testing.T) {
 	}
 }
 
+// TestRemoveWhileSandboxesEnd removes a cgroup while others remove those below it, as a sandbox does that ends.
+func TestRemoveWhileSandboxesEnd(t *testing.T) {
+	for round := range 200 {
+		uid := fmt.Sprintf("test-%d-%d", os.Getpid(), round)
+		dir := dirs(uid)["pids"]
+		var below []string
+		for i := range 10 {
+			below = append(below, filepath.Join(dir, strconv.Itoa(i)))
+			if err := os.MkdirAll(below[i], 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			for _, sandbox := range below {
+				_ = unix.Rmdir(sandbox) // unless it is removed already
+			}
+		}()
+		err := Remove(layout.PodCgroupPath(uid))
+		<-ended
+		if _, left := os.Stat(dir); err != nil || left == nil {
+			t.Fatalf("round %d: the cgroup is left: %t; %v", round, left == nil, err)
+		}
+	}
+}
+
 func TestReadOfNothing(t *testing.T) {
 	if _, err := Read("/berth/test-nothing"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v, want fs.ErrNotExist", err)
