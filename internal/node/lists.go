@@ -40,6 +40,13 @@ func (l *lists) changed() {
 	l.sandboxes.at, l.containers.at = time.Time{}, time.Time{}
 }
 
+// changes counts what made answers go bad.
+func (l *lists) changes() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.change
+}
+
 // streaming notes that a stream of events opened (+1) or ended (-1).
 func (l *lists) streaming(n int) {
 	l.changed()

@@ -10,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/nodeconfig"
+	"github.com/berth-run/berth/internal/podcgroup"
 )
 
 // LabelNode is on every sandbox and container of a node process; its value is the node's name.
@@ -27,12 +28,17 @@ type runtimeService struct {
 	early      *earlySandbox
 	lists      *lists
 	usage      *diskUsage
+	stats      *stillStats
 }
 
 func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, report *reporter) *runtimeService {
 	out := &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{how: cfg.PortForward}}
 	out.lists = &lists{service: s, mine: out.mine(nil)}
 	out.usage = newDiskUsage(cfg, out)
+	out.stats = newStillStats(out.lists, func() (uint64, error) {
+		used, err := podcgroup.Read(cfg.CgroupParent)
+		return used.CPU, err
+	})
 	out.early = newEarlySandbox(s, cfg, out.prepare)
 	return out
 }
@@ -74,10 +80,16 @@ func (s *runtimeService) ListContainerStats(ctx context.Context, filter *runtime
 }
 
 func (s *runtimeService) ListPodSandboxStats(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
-	stats, err := s.RuntimeService.ListPodSandboxStats(ctx, &runtimeapi.PodSandboxStatsFilter{
-		Id: filter.GetId(), LabelSelector: s.mine(filter.GetLabelSelector())})
-	s.usage.complete(ctx, stats)
-	return stats, err
+	ask := func() ([]*runtimeapi.PodSandboxStats, error) {
+		stats, err := s.RuntimeService.ListPodSandboxStats(ctx, &runtimeapi.PodSandboxStatsFilter{
+			Id: filter.GetId(), LabelSelector: s.mine(filter.GetLabelSelector())})
+		s.usage.complete(ctx, stats)
+		return stats, err
+	}
+	if filter.GetId() != "" || len(filter.GetLabelSelector()) > 0 {
+		return ask()
+	}
+	return s.stats.get(ask)
 }
 
 // ListPodSandboxMetrics has no filter: what is not this pod's is dropped here.

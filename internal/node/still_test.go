@@ -1,0 +1,57 @@
+package node
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestStillStats: an answer is given once more as long as the pod did next to nothing, and never when something happened.
+func TestStillStats(t *testing.T) {
+	broken := errors.New("the cgroup is gone")
+	for name, c := range map[string]struct {
+		later  time.Duration
+		taken  uint64 // nanoseconds meanwhile
+		cpuErr error
+		askErr error // of the first question
+		event  bool
+		asked  int
+	}{
+		"nothing":                   {later: 10 * time.Second, asked: 1},
+		"what a machine always has": {later: 10 * time.Second, taken: 30e6, asked: 1},
+		"some work":                 {later: 10 * time.Second, taken: 100e6, asked: 2},
+		"some work at once":         {later: time.Millisecond, taken: 1e6, asked: 2},
+		"a minute":                  {later: time.Minute, asked: 2},
+		"a container ended":         {later: time.Second, event: true, asked: 2},
+		"use not known":             {later: time.Second, cpuErr: broken, asked: 2},
+		"no answer":                 {later: time.Second, askErr: broken, asked: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now, taken, asked := time.Now(), uint64(5e9), 0
+			var cpuErr error
+			s := newStillStats(&lists{}, func() (uint64, error) { return taken, cpuErr })
+			s.now = func() time.Time { return now }
+			get := func(failed error) {
+				got, err := s.get(func() ([]*runtimeapi.PodSandboxStats, error) {
+					asked++
+					taken += 500e6 // to answer costs the pod something, too
+					return []*runtimeapi.PodSandboxStats{{}}, failed
+				})
+				if len(got) != 1 || !errors.Is(err, failed) {
+					t.Errorf("got %v, %v", got, err)
+				}
+			}
+			get(c.askErr)
+			now, taken, cpuErr = now.Add(c.later), taken+c.taken, c.cpuErr
+			if c.event {
+				s.lists.changed()
+			}
+			get(nil)
+			if asked != c.asked {
+				t.Errorf("asked %d times, want %d", asked, c.asked)
+			}
+		})
+	}
+}
