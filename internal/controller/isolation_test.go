@@ -148,4 +148,11 @@ func TestRuntimeClassChoosesIsolation(t *testing.T) {
 	if b := s.berth(t, pod); b == nil || b.Spec.Isolation != v1alpha1.IsolationGVisor || b.Spec.IsolationReason != "runtimeClassName weaker of the pod asks for it" {
 		t.Errorf("berth %+v, want gvisor, and why", b)
 	}
+
+	create(t, s.c, &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: "kata"}, Handler: "kata"})
+	other := s.pod(t, "kata", func(p *corev1.Pod) { p.Spec.RuntimeClassName = ptr.To("kata") })
+	reconcileOnce(t, s.r, other)
+	if b := s.berth(t, other); b == nil || b.Spec.Isolation != v1alpha1.IsolationMicroVM {
+		t.Errorf("a pod of another handler, which its node refuses as Kubernetes has it: berth %+v", b)
+	}
 }

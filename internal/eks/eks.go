@@ -129,6 +129,11 @@ func MessageNotAuthorized(why string) string {
 	return "Pod is not authorized to run on Fargate: " + why
 }
 
+// MessageNoRuntime is what containerd says of a RuntimeClass's handler that it does not have.
+func MessageNoRuntime(handler string) string {
+	return fmt.Sprintf("no runtime for %q is configured", handler)
+}
+
 // MessageUnsupported is the FailedScheduling message for a pod that Fargate refuses (VALIDATOR).
 func MessageUnsupported(violations []string) string {
 	return "Pod not supported on Fargate: " + strings.Join(violations, ", ")

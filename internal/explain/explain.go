@@ -207,6 +207,9 @@ func judge(name string, pod *corev1.Pod, c Cluster) Report {
 	case r.Event == "":
 		r.Placement = &Placement{choice.Subnet, choice.Zone, choice.Host, choice.Isolation, placement.IsolationReason(in, choice)}
 		r.Runs, r.Summary = true, wouldRun
+		if no := check.IsolationRefused; no != nil && no.AtNode {
+			r.Runs, r.Summary, r.Event = false, "it would get a node of its own, which cannot run it", no.Problem
+		}
 	}
 	return r
 }

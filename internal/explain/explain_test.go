@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/ptr"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/explain"
@@ -122,6 +123,17 @@ func TestProfilesBeyondEKS(t *testing.T) {
 	pod.Namespace = "kube-system"
 	if report := explain.Pod("kube-system/web", pod, c); report.Runs || report.Profile != "" {
 		t.Errorf("the excluded namespace's pod is taken: %+v", report)
+	}
+}
+
+// TestRefusedByItsNode: a pod that the scheduler does not refuse, but whose node could not run it.
+func TestRefusedByItsNode(t *testing.T) {
+	pod := &corev1.Pod{Spec: corev1.PodSpec{RuntimeClassName: ptr.To("kata")}}
+	pod.Namespace = "default"
+	const why = `runtimeClassName kata: no runtime for "kata" is configured`
+	report := explain.Pod("default/web", pod, cluster())
+	if report.Runs || report.Placement == nil || report.Event != why || len(report.Violations) != 1 || report.Violations[0].Field != "spec.runtimeClassName" {
+		t.Errorf("got %+v", report)
 	}
 }
 

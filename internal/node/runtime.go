@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"strconv"
 	"strings"
@@ -9,8 +10,10 @@ import (
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/nodeconfig"
 	"github.com/berth-run/berth/internal/podcgroup"
+	"github.com/berth-run/berth/internal/profile"
 )
 
 // LabelNode is on every sandbox and container of a node process; its value is the node's name.
@@ -147,9 +150,12 @@ func (s *runtimeService) GetContainerEvents(ctx context.Context, out chan *runti
 	return err
 }
 
-// RunPodSandbox runs it under the node's handler, whatever that of the pod's RuntimeClass, which whoever writes those could make any:
-// the scheduler has decided on the isolation, with a view to that.
-func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, _ string) (string, error) {
+// RunPodSandbox runs it under the node's handler, not under that of the pod's RuntimeClass, which whoever writes those could make any:
+// the scheduler has decided on the isolation, with a view to that. A handler that is none of ours has containerd's answer.
+func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, asked string) (string, error) {
+	if !profile.HandlerKnown(asked) {
+		return "", fmt.Errorf("%s: remove runtimeClassName, or name a RuntimeClass with handler gvisor or microvm", eks.MessageNoRuntime(asked))
+	}
 	id := s.early.take(ctx, config)
 	if id == "" {
 		s.prepare(config)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -102,6 +103,15 @@ func TestEarlySandbox(t *testing.T) {
 				t.Errorf("the kubelet's sandbox is not listed: %v, %v", seen, err)
 			}
 		})
+	}
+}
+
+// TestUnknownHandler: a sandbox under a handler that is none of ours is refused in containerd's words.
+func TestUnknownHandler(t *testing.T) {
+	s, c := newTestRuntime(t)
+	_, err := s.RunPodSandbox(t.Context(), sandbox(t, nil), "kata")
+	if err == nil || !strings.HasPrefix(err.Error(), `no runtime for "kata" is configured`) || c.runs > 0 {
+		t.Errorf("%v, and %d sandboxes", err, c.runs)
 	}
 }
 

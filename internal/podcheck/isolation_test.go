@@ -38,7 +38,7 @@ func TestAllowPrivileged(t *testing.T) {
 // TestIsolationRefused: the last of the violations, and one that can change.
 func TestIsolationRefused(t *testing.T) {
 	const why = "annotation berth.run/isolation: profile web does not let pods choose their isolation"
-	opts := Options{IsolationRefused: &Refusal{Finding{"metadata.annotations[berth.run/isolation]", why, "remove it"}, "the profile to change"}}
+	opts := Options{IsolationRefused: &Refusal{Finding: Finding{"metadata.annotations[berth.run/isolation]", why, "remove it"}, WaitsFor: "the profile to change"}}
 	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{}}}}
 	if got := Violations(pod, opts); !slices.Equal(got, []string{why}) {
 		t.Errorf("got %q", got)

@@ -25,6 +25,8 @@ type Options struct {
 type Refusal struct {
 	Finding
 	WaitsFor string
+	// AtNode: the pod's node refuses it, the scheduler does not.
+	AtNode bool
 }
 
 // efsDriver is the one CSI driver that Fargate mounts (facts 4.2, 4b).
@@ -56,7 +58,7 @@ func Violations(pod *corev1.Pod, opts Options) []string {
 	for _, annotation := range []string{AnnotationIngress, AnnotationEgress} {
 		add(bandwidths(pod)[annotation])
 	}
-	if opts.IsolationRefused != nil {
+	if opts.IsolationRefused != nil && !opts.IsolationRefused.AtNode {
 		add(opts.IsolationRefused.Problem)
 	}
 	return out
@@ -177,7 +179,7 @@ func WaitsFor(pod *corev1.Pod, opts Options) string {
 	if len(Violations(pod, Options{AllowPrivileged: opts.AllowPrivileged})) > 0 {
 		return ""
 	}
-	if opts.IsolationRefused != nil {
+	if opts.IsolationRefused != nil && !opts.IsolationRefused.AtNode {
 		return opts.IsolationRefused.WaitsFor
 	}
 	if opts.PVC == nil {

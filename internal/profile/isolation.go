@@ -10,6 +10,7 @@ import (
 	nodev1 "k8s.io/api/node/v1"
 
 	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/podcheck"
 )
 
@@ -17,6 +18,11 @@ import (
 type IsolationRequest struct {
 	Isolation v1alpha1.Isolation
 	By        string
+}
+
+// HandlerKnown tells whether a node runs a pod whose RuntimeClass has the handler: ordinaryHandler, or that of an isolation.
+func HandlerKnown(handler string) bool {
+	return handler == "" || handler == ordinaryHandler || v1alpha1.Isolation(handler).Validate() == nil
 }
 
 // ordinaryHandler of a RuntimeClass asks for no isolation: it is containerd's own, there on EKS as on most nodes.
@@ -39,6 +45,10 @@ func IsolationFor(p *v1alpha1.FargateProfile, pod *corev1.Pod, class func(name s
 		isolation := v1alpha1.Isolation(w.text)
 		err := isolation.Validate()
 		switch {
+		case err != nil && w.class: // Kubernetes schedules such a pod
+			no := w.refuse(eks.MessageNoRuntime(w.text), "")
+			no.AtNode = true
+			return own, no
 		case err != nil:
 			return own, w.refuse(err.Error(), "")
 		case i > 0 && w.text != asked[0].text:
@@ -55,8 +65,11 @@ func IsolationFor(p *v1alpha1.FargateProfile, pod *corev1.Pod, class func(name s
 	return request, nil
 }
 
-// wish is an isolation that a pod asks for, and where.
-type wish struct{ text, by, field, remedy, waitsFor string }
+// wish is an isolation that a pod asks for, and where: in its RuntimeClass, if class.
+type wish struct {
+	text, by, field, remedy, waitsFor string
+	class                             bool
+}
 
 const waitsForProfile = "the profile to allow that isolation"
 
@@ -64,13 +77,13 @@ const waitsForProfile = "the profile to allow that isolation"
 func wishes(pod *corev1.Pod, class func(string) (*nodev1.RuntimeClass, error)) (out []wish, refused *podcheck.Refusal) {
 	const annotation = v1alpha1.AnnotationIsolation
 	if text := pod.Annotations[annotation]; text != "" {
-		out = append(out, wish{text, "annotation " + annotation, "metadata.annotations[" + annotation + "]", "remove the annotation", "the annotation to change"})
+		out = append(out, wish{text: text, by: "annotation " + annotation, field: "metadata.annotations[" + annotation + "]", remedy: "remove the annotation", waitsFor: "the annotation to change"})
 	}
 	if pod.Spec.RuntimeClassName == nil || class == nil {
 		return out, nil
 	}
 	name := *pod.Spec.RuntimeClassName
-	w := wish{by: "runtimeClassName " + name, field: "spec.runtimeClassName", remedy: "remove it, or name a RuntimeClass with handler gvisor or microvm"}
+	w := wish{class: true, by: "runtimeClassName " + name, field: "spec.runtimeClassName", remedy: "remove it, or name a RuntimeClass with handler gvisor or microvm"}
 	c, err := class(name)
 	if err != nil {
 		return nil, w.refuse(err.Error(), "RuntimeClass "+name)

@@ -26,6 +26,7 @@ func TestIsolationFor(t *testing.T) {
 		want              IsolationRequest
 		refused           string
 		field, waitsFor   string
+		atNode            bool
 	}{
 		"nobody says anything":                   {want: IsolationRequest{auto, byCluster}},
 		"the cluster's default":                  {fallback: microvm, want: IsolationRequest{microvm, byCluster}},
@@ -53,7 +54,7 @@ func TestIsolationFor(t *testing.T) {
 		"a RuntimeClass and the annotation differ": {allowed: []v1alpha1.Isolation{gvisor, microvm}, annotation: "gvisor", handler: "microvm", want: IsolationRequest{auto, byCluster}, field: class,
 			refused: "runtimeClassName strong: it asks for microvm, and annotation berth.run/isolation for gvisor"},
 		"a RuntimeClass of something else": {handler: "kata", want: IsolationRequest{auto, byCluster}, field: class,
-			refused: `runtimeClassName strong: "kata" is not an isolation: use auto, microvm or gvisor`},
+			refused: `runtimeClassName strong: no runtime for "kata" is configured`, atNode: true},
 		"a RuntimeClass that went": {handler: "none", want: IsolationRequest{auto, byCluster}, field: class,
 			refused: `runtimeClassName strong: runtimeclass "strong" not found`, waitsFor: "RuntimeClass strong"},
 	} {
@@ -75,7 +76,7 @@ func TestIsolationFor(t *testing.T) {
 			if refused == nil {
 				refused = &podcheck.Refusal{}
 			}
-			if got != test.want || refused.Problem != test.refused || refused.Field != test.field || refused.WaitsFor != test.waitsFor {
+			if got != test.want || refused.Problem != test.refused || refused.Field != test.field || refused.WaitsFor != test.waitsFor || refused.AtNode != test.atNode {
 				t.Errorf("got %+v, %+v\nwant %+v, %q in %s, which waits for %q", got, refused, test.want, test.refused, test.field, test.waitsFor)
 			}
 		})
