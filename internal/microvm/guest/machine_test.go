@@ -265,6 +265,24 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
+// TestImageVolumes: a volume that the image declares has what the image has there, and can be written to though the root file system cannot.
+func TestImageVolumes(t *testing.T) {
+	m := pod(t)
+	const script = "touch /bin/new /made/here/new && ls /bin/cat /bin/new /made/here; ! touch /etc/new"
+	m.start("main", shell("main", script, func(s *specs.Spec) {
+		for _, dir := range []string{"/bin", "/made/here"} {
+			s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: guestapi.ImageVolume, Destination: dir, Options: []string{"rbind", "rprivate", "rw"}})
+		}
+		s.Root.Readonly = true
+	}), m.busybox())
+	if status := m.wait("main", ""); status != 0 {
+		t.Fatalf("status %d: %s", status, m.output("main", "", 2))
+	}
+	if got, want := m.output("main", "", 1), "/bin/cat\n/bin/new\n\n/made/here:\nnew\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // TestKernelLoadsModules: a privileged container asks for what is in no module that the template has loaded.
 func TestKernelLoadsModules(t *testing.T) {
 	m := pod(t)

@@ -185,6 +185,9 @@ type Container struct {
 	Rootfs Rootfs          `json:"rootfs"`
 }
 
+// ImageVolume is the source of a bind mount of what the image itself has at its destination: of a volume that the image declares.
+const ImageVolume = "berth.run/image"
+
 // ContainerType is the type URL of a Container in an Any.
 const ContainerType = "berth.run/guest.Container"
 

@@ -33,6 +33,9 @@ var subPathDir = regexp.MustCompile(`/volume-subpaths/[^/]+/[^/]+/[0-9]+$`)
 // terminationLog matches the file that a container leaves its termination message in.
 var terminationLog = regexp.MustCompile(`/pods/[^/]+/containers/[^/]+/[^/]+$`)
 
+// imageVolume matches the directory that containerd makes on the host for a volume that an image declares.
+var imageVolume = regexp.MustCompile(`/io\.containerd\.grpc\.v1\.cri/containers/[^/]+/volumes/[^/]+$`)
+
 // returned is a file of the guest that goes back to the host when its container ends.
 type returned struct{ guest, host string }
 
@@ -104,6 +107,9 @@ func (v *volumes) one(ctx context.Context, m *specs.Mount) (string, error) {
 		// Not the 64 MiB of the CRI: up to half of the machine's memory, all of which is the pod's.
 		shm := guestapi.MountsDir + "/shm"
 		return shm, v.guest.Mount(ctx, guestapi.Mount{Target: shm, Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "nodev", "noexec"}, Mode: 0o1777})
+	}
+	if imageVolume.MatchString(source) {
+		return guestapi.ImageVolume, nil
 	}
 	if subPathDir.MatchString(source) {
 		resolved, err := resolve(source)

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup2"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
+	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -60,18 +61,18 @@ func (c *container) prepare(ctx context.Context, r *api.CreateTaskRequest) error
 	if err := json.Unmarshal(r.Options.Value, &wanted); err != nil {
 		return fmt.Errorf("read options: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
+	if err := os.MkdirAll(c.rootfs(), 0o755); err != nil {
+		return err
+	}
+	if err := c.mountRootfs(ctx, wanted.Rootfs.LUNs); err != nil {
+		return err
+	}
 	config, spec, err := withRoot(wanted.Spec, c.rootfs())
 	if err != nil {
 		return err
 	}
 	c.cgroup, c.privatePID = spec.Linux.CgroupsPath, hasPrivatePID(spec)
-	if err := os.MkdirAll(c.rootfs(), 0o755); err != nil {
-		return err
-	}
 	if err := os.WriteFile(filepath.Join(c.dir(), "config.json"), config, 0o600); err != nil {
-		return err
-	}
-	if err := c.mountRootfs(ctx, wanted.Rootfs.LUNs); err != nil {
 		return err
 	}
 	c.init, err = newProcess(c.id, "", streamNames{r.Stdin, r.Stdout, r.Stderr}, r.Terminal)
@@ -82,7 +83,7 @@ func (c *container) prepare(ctx context.Context, r *api.CreateTaskRequest) error
 // refuses one that says so.
 const crunVersion = `"1.0.2"`
 
-// withRoot sets the path of the root file system and, unless the configuration does, the personality: a container's addresses are random, though those
+// withRoot sets the path of the root file system, gives the image's volumes a source in it and, unless the configuration does, the personality: a container's addresses are random, though those
 // of crun, from which it would inherit that, are not. It leaves what it does not know of the configuration as it is.
 func withRoot(config json.RawMessage, rootfs string) ([]byte, *specs.Spec, error) {
 	var spec specs.Spec
@@ -109,6 +110,11 @@ func withRoot(config json.RawMessage, rootfs string) ([]byte, *specs.Spec, error
 	if fields["root"], err = json.Marshal(root); err != nil {
 		return nil, nil, err
 	}
+	if raw, ok := fields["mounts"]; ok {
+		if fields["mounts"], err = withImageVolumes(raw, rootfs); err != nil {
+			return nil, nil, err
+		}
+	}
 	if fields["linux"], err = withPersonality(fields["linux"]); err != nil {
 		return nil, nil, err
 	}
@@ -131,6 +137,35 @@ func withPersonality(linux json.RawMessage) (json.RawMessage, error) {
 	}
 	fields["personality"] = usual
 	return json.Marshal(fields)
+}
+
+// withImageVolumes gives each volume that the image declares a source: what the image has there, made if it has nothing. It is written to as the
+// rest of the root file system, also if that is read-only for the container.
+func withImageVolumes(raw json.RawMessage, rootfs string) (json.RawMessage, error) {
+	var mounts []json.RawMessage
+	if err := json.Unmarshal(raw, &mounts); err != nil {
+		return nil, fmt.Errorf("read mounts of the container's configuration: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	for i := range mounts {
+		var m specs.Mount
+		if err := json.Unmarshal(mounts[i], &m); err != nil {
+			return nil, fmt.Errorf("read mounts[%d] of the container's configuration: %w: %w", i, err, errdefs.ErrInvalidArgument)
+		}
+		if m.Source != guestapi.ImageVolume {
+			continue
+		}
+		var err error
+		if m.Source, err = securejoin.SecureJoin(rootfs, m.Destination); err != nil { // the image's links may lead anywhere
+			return nil, fmt.Errorf("find %s in the image: %w", m.Destination, err)
+		}
+		if err := os.MkdirAll(m.Source, 0o755); err != nil {
+			return nil, fmt.Errorf("make the image's volume: %w", err)
+		}
+		if mounts[i], err = json.Marshal(m); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(mounts)
 }
 
 func hasPrivatePID(spec *specs.Spec) bool {
