@@ -53,6 +53,14 @@ func TestThreeTiers(t *testing.T) {
 			t.Errorf("%d visits were counted, want %d and those of probes", got, 3*40)
 		}
 	})
+	t.Run("what the store saves is on the pod's disk", func(t *testing.T) { // in a volume that its image declares
+		kubectl(t, "exec", "store-0", "--", "redis-cli", "save")
+		out := kubectl(t, "exec", "store-0", "--", "sh", "-c", "stat -c %s /data/dump.rdb; df -k --output=size /data | tail -n 1")
+		var saved, size int
+		if _, err := fmt.Sscan(out, &saved, &size); err != nil || saved == 0 || size < 19<<20 || size > 20<<20 {
+			t.Errorf("%d bytes saved on a disk of %d KiB, want one of 20 GiB (%q, %v)", saved, size, out, err)
+		}
+	})
 	t.Run("the store is the program's only", func(t *testing.T) {
 		counter := kubectl(t, "get", "pods", "-l", "app=counter", "-o", "jsonpath={.items[0].metadata.name}")
 		front := kubectl(t, "get", "pods", "-l", "app=front", "-o", "jsonpath={.items[0].metadata.name}")

@@ -158,6 +158,9 @@ func (c *command) load() (*container.Container, error) {
 
 func (d *direct) create(c *command, cmd *exec.Cmd) error {
 	bundle := c.flag("bundle")
+	if err := keepImageVolumes(bundle); err != nil {
+		return fmt.Errorf("preparing the image's volumes: %w", err)
+	}
 	spec, err := specutils.ReadSpec(bundle, c.conf)
 	if err != nil {
 		return fmt.Errorf("reading spec: %w", err)
