@@ -253,10 +253,10 @@ func (s *supervisor) once(start, stop context.Context, p part, first bool) error
 		case err := <-exited:
 			return fmt.Errorf("it ended: %w", orEnded(err))
 		case <-stop.Done():
-			return end(cmd, exited)
+			return end(p.name, cmd, exited)
 		case <-limit.C:
 			if !ready && first {
-				return errors.Join(fmt.Errorf("it was not ready within %s", p.limit), end(cmd, exited))
+				return errors.Join(fmt.Errorf("it was not ready within %s", p.limit), end(p.name, cmd, exited))
 			}
 		case <-poll.C:
 			if ready {
@@ -279,12 +279,13 @@ func orEnded(err error) error {
 }
 
 // end stops a child: politely, and after stopLimit for certain.
-func end(cmd *exec.Cmd, exited <-chan error) error {
+func end(part string, cmd *exec.Cmd, exited <-chan error) error {
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-exited: //nolint:errcheck // it ended because it was told to
 		return nil
 	case <-time.After(stopLimit):
+		slog.Warn("part did not end and is killed", "part", part, "after", stopLimit)
 		_ = cmd.Process.Kill()
 		<-exited //nolint:errcheck // as above
 		return nil

@@ -37,7 +37,7 @@ type Options struct {
 	HealthAddress string
 }
 
-// Run serves the Services of the host's pods. It returns only with an error: kube-proxy does not stop.
+// Run serves the Services of the host's pods until ctx ends or it fails.
 func Run(ctx context.Context, o Options) error {
 	settings, err := settings(o)
 	if err != nil {
@@ -73,7 +73,14 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("set kube-proxy's rules up (nftables and kernel 5.13 or newer are needed): %w", err)
 	}
-	return s.Run(ctx)
+	failed := make(chan error, 1)
+	go func() { failed <- s.Run(ctx) }() // kube-proxy does not stop; its rules stay, as with upstream's
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // settings are upstream's defaults but for what a host of many nodes needs.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,9 @@ import (
 func TestUp(t *testing.T) {
 	if out, err := berth("down"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	if log, err := os.ReadFile("/var/log/berth/supervisor.log"); err != nil || strings.Contains(string(log), "is killed") {
+		t.Errorf("a part of the cluster did not end by itself: %v\n%s", err, log)
 	}
 	t.Cleanup(func() {
 		if out, err := berth("up"); err != nil {
