@@ -93,6 +93,9 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 			return // it needs no sandbox any more
 		}
 		if err == nil {
+			err = runtime.keepInMemory(pod)
+		}
+		if err == nil {
 			var config *runtimeapi.PodSandboxConfig
 			if config, err = sandboxConfig(ctx, pod, &s.KubeletConfiguration); err == nil {
 				runtime.startEarly(ctx, config)

@@ -6,11 +6,14 @@ import (
 	"maps"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
+	v1 "k8s.io/api/core/v1"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/eks"
+	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/nodeconfig"
 	"github.com/berth-run/berth/internal/podcgroup"
 	"github.com/berth-run/berth/internal/profile"
@@ -32,6 +35,8 @@ type runtimeService struct {
 	lists      *lists
 	usage      *diskUsage
 	stats      *stillStats
+	// memoryVolumes is an annotation's value, once the pod is known.
+	memoryVolumes atomic.Pointer[string]
 }
 
 func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, report *reporter) *runtimeService {
@@ -52,6 +57,18 @@ func (s *runtimeService) startEarly(ctx context.Context, config *runtimeapi.PodS
 		list, err := s.RuntimeService.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: s.mine(nil)})
 		return len(list), err
 	})
+}
+
+// keepInMemory has the pod's sandbox keep volumes in its memory itself, where that is done by annotation. It is for before the sandbox is made.
+func (s *runtimeService) keepInMemory(pod *v1.Pod) error {
+	if s.cfg.RuntimeHandler != layout.RuntimeHandlerGVisor {
+		return nil
+	}
+	volumes, err := memoryVolumes(pod, s.cfg)
+	if err == nil && volumes != "" {
+		s.memoryVolumes.Store(&volumes)
+	}
+	return err
 }
 
 func (s *runtimeService) mine(selector map[string]string) map[string]string {
@@ -181,6 +198,9 @@ func (s *runtimeService) prepare(config *runtimeapi.PodSandboxConfig) {
 	// The shims take what is under our prefix at its word, so nothing of the user's gets there.
 	maps.DeleteFunc(config.Annotations, func(key, _ string) bool { return strings.HasPrefix(key, annotationPrefix) })
 	maps.Copy(config.Annotations, s.size())
+	if volumes := s.memoryVolumes.Load(); volumes != nil {
+		config.Annotations[annotationMemoryVolumes] = *volumes
+	}
 }
 
 // Annotations by which a shim learns the pod's size, so that the pod sees its own machine and not the host

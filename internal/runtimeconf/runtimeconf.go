@@ -152,8 +152,8 @@ disabled_plugins = [
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.%s]
       runtime_type = "io.containerd.runsc.v1"
       runtime_path = %q
-      # The pod's size, for the shim.
-      pod_annotations = ["berth.run/size-*"]
+      # What the node process tells the shim of the pod; it lets no such annotation of the user's through.
+      pod_annotations = ["berth.run/*"]
       [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.gvisor.options]
         TypeUrl = "io.containerd.runsc.v1.options"
         ConfigPath = %q

@@ -80,7 +80,7 @@ func TestKubeletFeatures(t *testing.T) {
 		"env from configMap":          {"echo $greeting", "hello"},
 		"env from field":              {"echo $POD_IP", "10.90."},
 		"env from resource":           {"echo $CPU_LIMIT", "1"},
-		"memory volume":               {"sh -c 'echo x > /memory/x && cat /memory/x'", "x"},
+		"memory volume":               {"echo x > /memory/x && cat /memory/x && stat -f -c %T /memory && df -k /memory | awk 'END {print $2}'", "x\ntmpfs\n16384"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if out := kubectl(t, "exec", "features", "-c", "main", "--", "sh", "-c", check.command); !strings.Contains(out, check.want) {

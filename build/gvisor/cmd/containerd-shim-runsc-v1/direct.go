@@ -33,6 +33,8 @@ type direct struct {
 	// spawning is held while processes of the sandbox are made: gVisor hands them os.Stdin, os.Stdout and os.Stderr and,
 	// under cgroup v1, enters the pod's cgroup for as long.
 	spawning sync.Mutex
+	// memory has the mount options of the pod's volumes in memory, by their directory on the host. The sandbox's spec sets it, first of all.
+	memory map[string]string
 }
 
 // installDirect is for after gVisor's service has set its own monitor.
@@ -158,8 +160,8 @@ func (c *command) load() (*container.Container, error) {
 
 func (d *direct) create(c *command, cmd *exec.Cmd) error {
 	bundle := c.flag("bundle")
-	if err := keepImageVolumes(bundle); err != nil {
-		return fmt.Errorf("preparing the image's volumes: %w", err)
+	if err := d.prepareVolumes(bundle); err != nil {
+		return fmt.Errorf("preparing volumes: %w", err)
 	}
 	spec, err := specutils.ReadSpec(bundle, c.conf)
 	if err != nil {
