@@ -139,7 +139,7 @@ bench-net: deps ## Measure the network beside plain runc containers, and what 1,
 
 .PHONY: bench-io
 bench-io: deps ## Measure network, disk and system calls inside microvm, gvisor and plain runc, which take turns (root; needs make up and runc).
-	@hack/images/bench.sh
+	@hack/images/packages.sh bin/bench/io.tar docker.io/library/bench-io:latest coreutils fio iperf3 sockperf stress-ng
 	@go run ./test/bench/io
 
 .PHONY: lint
