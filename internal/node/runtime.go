@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/grpc/status"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -143,6 +144,7 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.P
 		s.prepare(config)
 		var err error
 		if id, err = s.RuntimeService.RunPodSandbox(ctx, config, s.cfg.RuntimeHandler); err != nil {
+			s.report.send(nodeconfig.StageSandboxFailed, status.Convert(err).Message())
 			return "", err
 		}
 	}
