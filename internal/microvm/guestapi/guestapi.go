@@ -3,7 +3,7 @@
 //
 // # Wire
 //
-// The port is a byte stream (virtio-serial, or vsock where the host has it). While a template is made, the host writes Ping and the
+// The port is a byte stream (virtio-serial). While a template is made, the host writes Ping and the
 // guest answers Pong when it has nothing left to do. After a restore, or whenever the host connects anew, the host writes Hello, the
 // guest ends what an earlier session left open (its streams, not its containers), answers Hello, and from then on the port carries a yamux session
 // (github.com/hashicorp/yamux, keep-alive off) whose client is the host.
@@ -35,11 +35,8 @@ const (
 	Hello = "BERTH 1\n"
 )
 
-// PortName of the virtio-serial port; VsockPort of the agent where there is vsock.
-const (
-	PortName  = "agent"
-	VsockPort = 1024
-)
+// PortName of the virtio-serial port.
+const PortName = "agent"
 
 // ToolsLUN is the disk with the guest's programs and kernel modules. It is there in the template.
 const ToolsLUN = 0
