@@ -26,6 +26,9 @@ func (m *Mounter) Mount(ctx context.Context, wanted *guestapi.Mount) error {
 	if err := inside(wanted.Target, guestapi.MountsDir, guestapi.VolumesDir); err != nil {
 		return fmt.Errorf("mount.target: %w", err)
 	}
+	if wanted.Type == "bind" {
+		return bindPart(wanted.Source, wanted.Part, wanted.Target)
+	}
 	if err := os.MkdirAll(wanted.Target, 0o755); err != nil {
 		return err
 	}
