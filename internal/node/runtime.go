@@ -192,6 +192,9 @@ func (s *runtimeService) CreateContainer(ctx context.Context, sandbox string, co
 	if sandboxConfig != nil {
 		s.prepare(sandboxConfig) // containerd reads it from here, not from what it was told for the sandbox
 	}
+	if err := s.mountShares(ctx, sandbox); err != nil {
+		return "", err
+	}
 	defer s.lists.changed()
 	return s.RuntimeService.CreateContainer(ctx, sandbox, config, sandboxConfig)
 }
