@@ -25,7 +25,7 @@ UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 # What the end-to-end tests' pods run in: the suite runs once for each, less what the other's run shows as well: tests of virtual machines, whatever
 # the cluster's isolation is, and tests in which sandboxes have no part.
 E2E_ISOLATIONS ?= gvisor
-E2E_SKIP_gvisor = $(if $(filter microvm,$(E2E_ISOLATIONS)),^(TestMachines|TestMachineTrouble|TestIsolation)$$)
+E2E_SKIP_gvisor = $(if $(filter microvm,$(E2E_ISOLATIONS)),^(TestMachines|TestMachineTrouble|TestIsolation|TestRights|TestShares)$$)
 E2E_SKIP_microvm = $(if $(filter gvisor,$(E2E_ISOLATIONS)),^(TestUp|TestRefusals|TestProfileCommands|TestProfilesTakeTurns|TestPrivateRegistry)$$)
 
 # Whatever is compiled or embedded into our programs.
