@@ -18,6 +18,9 @@ import (
 // ErrNoProgram says that a program that makes file systems is not installed.
 var ErrNoProgram = errors.New("the program is not installed")
 
+// leastRoom is what the host's disk must have left for another pod's, in bytes: a machine that has no room to begin with stands still soon.
+const leastRoom = 64 << 20
+
 // MakeEphemeral makes an empty ext4 file system in a sparse file of the given size, in bytes. The file takes room in dir as the pod writes. It has
 // no name: it goes when the last who has it open does, whatever happens. It has no journal: it does not outlive the machine that writes it. It
 // counts what its directories hold (project quotas).
@@ -29,6 +32,13 @@ func MakeEphemeral(ctx context.Context, dir string, size int64) (_ *os.File, err
 	}()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return nil, fmt.Errorf("look how much room there is: %w", err)
+	}
+	if room := int64(fs.Bavail) * fs.Bsize; room < leastRoom {
+		return nil, fmt.Errorf("%w: %d MiB are left, at least %d are needed; free some space there", unix.ENOSPC, room>>20, leastRoom>>20)
 	}
 	file, err := os.CreateTemp(dir, "ephemeral-")
 	if err != nil {
