@@ -145,4 +145,6 @@ func (p unmeasuredPlugin) NewMounter(spec *volume.Spec, pod *v1.Pod) (volume.Mou
 
 type unmeasuredMounter struct{ volume.Mounter }
 
-func (unmeasuredMounter) GetMetrics() (*volume.Metrics, error) { return nil, volume.NewNotSupportedError() }
+func (unmeasuredMounter) GetMetrics() (*volume.Metrics, error) {
+	return nil, volume.NewNotSupportedError()
+}
