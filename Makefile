@@ -25,7 +25,7 @@ UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 # What the end-to-end tests' pods run in: the suite runs once for each, less what the other's run shows as well: tests of virtual machines, whatever
 # the cluster's isolation is, and tests in which sandboxes have no part.
 E2E_ISOLATIONS ?= gvisor
-E2E_SKIP_gvisor = $(if $(filter microvm,$(E2E_ISOLATIONS)),^(TestMachines|TestMachineTrouble|TestIsolation)$$)
+E2E_SKIP_gvisor = $(if $(filter microvm,$(E2E_ISOLATIONS)),^(TestMachines|TestMachineTrouble|TestIsolation|TestRights|TestShares)$$)
 E2E_SKIP_microvm = $(if $(filter gvisor,$(E2E_ISOLATIONS)),^(TestUp|TestRefusals|TestProfileCommands|TestProfilesTakeTurns|TestPrivateRegistry)$$)
 
 # Whatever is compiled or embedded into our programs.
@@ -139,7 +139,7 @@ bench-net: deps ## Measure the network beside plain runc containers, and what 1,
 
 .PHONY: bench-io
 bench-io: deps ## Measure network, disk and system calls inside microvm, gvisor and plain runc, which take turns (root; needs make up and runc).
-	@hack/images/bench.sh
+	@hack/images/packages.sh bin/bench/io.tar docker.io/library/bench-io:latest coreutils fio iperf3 sockperf stress-ng
 	@go run ./test/bench/io
 
 .PHONY: lint

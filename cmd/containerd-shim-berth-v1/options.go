@@ -23,7 +23,7 @@ func options(dirs layout.Dirs, sandbox string) (shim.Options, error) {
 	bin := filepath.Dir(self)
 	return shim.Options{
 		Images: disk.Images{Dir: dirs.ImageDisks()},
-		RunDir: dirs.MicroVMRun(sandbox),
+		RunDir: dirs.MicroVMRun(sandbox), DiskDir: dirs.PodDisks(),
 		Take: func(ctx context.Context, milliCPU, memory int64) (*shim.Source, error) {
 			shape, err := template.ShapeFor(milliCPU, memory)
 			if err != nil {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the guest of the microVM in bin/guest: kernel (vmlinux), initramfs (initrd: the agent and the modules it loads),
-# tools image (tools.erofs: crun, kmod, mount, all further modules) and a manifest with their digests. Everything but the
+# tools image (tools.erofs: crun, kmod, mount.nfs, all further modules) and a manifest with their digests. Everything but the
 # agent comes from Debian's packages, which are unpacked and never installed; bin/guest/cache keeps them, so nothing is
 # downloaded twice. The same packages and the same agent give the same bytes.
 set -euo pipefail
@@ -10,7 +10,7 @@ out="$top/bin/guest"
 cache="$out/cache"
 agent="$top/bin/berth-guest"
 kernel_package=linux-image-cloud-amd64
-tools_packages=(crun kmod mount nfs-common netbase)
+tools_packages=(crun kmod nfs-common netbase)
 export SOURCE_DATE_EPOCH=1764000000 LC_ALL=C TZ=UTC
 umask 022
 

@@ -36,12 +36,13 @@ func (j *journal) record(e nodeconfig.Event) {
 	if j.stages[e.PodUID] == nil {
 		j.stages[e.PodUID] = map[nodeconfig.Stage]nodeconfig.Event{}
 	}
-	if _, known := j.stages[e.PodUID][e.Stage]; !known {
+	if _, known := j.stages[e.PodUID][e.Stage]; !known || e.Stage == nodeconfig.StageSandboxFailed {
 		j.stages[e.PodUID][e.Stage] = e
 	}
 	j.mu.Unlock()
-	// The stages between come fast; each of these two brings the earlier ones into the status along with it.
-	if e.Stage == nodeconfig.StageContainerStarted || e.Stage == nodeconfig.StageNodeRegistered || e.Stage == nodeconfig.StageFailed {
+	switch e.Stage {
+	// The stages between come fast; each of the first two brings the earlier ones into the status along with it.
+	case nodeconfig.StageContainerStarted, nodeconfig.StageNodeRegistered, nodeconfig.StageSandboxFailed, nodeconfig.StageFailed:
 		j.changed(e.PodUID)
 	}
 }
@@ -111,6 +112,11 @@ func (j *journal) apply(b *v1alpha1.Berth) {
 	set(v1alpha1.ConditionReady, line.ContainerStarted, "a container of the pod has started", "no container of the pod has started yet")
 	if line.ContainerStarted != nil {
 		b.Status.Phase = v1alpha1.BerthRunning
+	}
+	if e, ok := j.stages[b.Spec.Pod.UID][nodeconfig.StageSandboxFailed]; ok && line.SandboxStarted == nil {
+		for _, kind := range []string{v1alpha1.ConditionSandboxReady, v1alpha1.ConditionReady} {
+			conditions.Set(&b.Status.Conditions, kind, false, b.Generation, "SandboxFailed", e.Message)
+		}
 	}
 	if e, ok := j.stages[b.Spec.Pod.UID][nodeconfig.StageFailed]; ok {
 		conditions.Set(&b.Status.Conditions, v1alpha1.ConditionReady, false, b.Generation, "KubeletFailed", e.Message)

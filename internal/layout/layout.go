@@ -115,11 +115,12 @@ const (
 // ShimDirs is a file with these directories, as JSON, for the microVMs' shims: containerd tells them only where its socket is.
 func (d Dirs) ShimDirs() string { return filepath.Join(d.Run, "shim.json") }
 
-// MicroVM holds what virtual machines need on the host: templates (Templates), images as disks (ImageDisks), and what was found
-// out about the machine (MicroVMProbe).
+// MicroVM holds what virtual machines need on the host: templates (Templates), images as disks (ImageDisks), the pods' disks (PodDisks), and what
+// was found out about the machine (MicroVMProbe).
 func (d Dirs) MicroVM() string      { return filepath.Join(d.State, "microvm") }
 func (d Dirs) Templates() string    { return filepath.Join(d.MicroVM(), "templates") }
 func (d Dirs) ImageDisks() string   { return filepath.Join(d.MicroVM(), "images") }
+func (d Dirs) PodDisks() string     { return filepath.Join(d.MicroVM(), "disks") }
 func (d Dirs) MicroVMProbe() string { return filepath.Join(d.MicroVM(), "probe.json") }
 
 // MicroVMRun is a sandbox's directory. Its name is the beginning of the sandbox's id: the paths of the sockets in it are limited to 107 bytes.

@@ -12,27 +12,27 @@ import (
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
-// reporter tells the host agent, once each, which stages the pod's start has reached. Losing a report is harmless: the
+// reporter tells the host agent, once each, which stages the pod's start has reached; and why its sandbox does not start, whenever that changes. Losing a report is harmless: the
 // agent also reads the truth from the API server and from containerd.
 type reporter struct {
 	cfg  nodeconfig.Config
 	mu   sync.Mutex
-	sent map[nodeconfig.Stage]bool
+	sent map[nodeconfig.Stage]string // the last message of each
 	// started is closed when the first container runs.
 	started chan struct{}
 }
 
 func newReporter(cfg nodeconfig.Config) *reporter {
-	return &reporter{cfg: cfg, sent: map[nodeconfig.Stage]bool{}, started: make(chan struct{})}
+	return &reporter{cfg: cfg, sent: map[nodeconfig.Stage]string{}, started: make(chan struct{})}
 }
 
 func (r *reporter) send(stage nodeconfig.Stage, message string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.sent[stage] {
+	if last, sent := r.sent[stage]; sent && (stage != nodeconfig.StageSandboxFailed || last == message) {
 		return
 	}
-	r.sent[stage] = true
+	r.sent[stage] = message
 	if stage == nodeconfig.StageContainerStarted {
 		close(r.started)
 	}

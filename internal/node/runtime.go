@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -178,6 +179,7 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.P
 		s.prepare(config)
 		var err error
 		if id, err = s.RuntimeService.RunPodSandbox(ctx, config, s.cfg.RuntimeHandler); err != nil {
+			s.report.send(nodeconfig.StageSandboxFailed, status.Convert(err).Message())
 			return "", err
 		}
 	}
@@ -227,6 +229,9 @@ func (s *runtimeService) CreateContainer(ctx context.Context, sandbox string, co
 	s.clamp(config.GetLinux().GetResources())
 	if sandboxConfig != nil {
 		s.prepare(sandboxConfig) // containerd reads it from here, not from what it was told for the sandbox
+	}
+	if err := s.mountShares(ctx, sandbox); err != nil {
+		return "", err
 	}
 	defer s.lists.changed()
 	return s.RuntimeService.CreateContainer(ctx, sandbox, config, sandboxConfig)

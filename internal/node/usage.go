@@ -21,8 +21,9 @@ const (
 	volumePeriod = 30 * time.Second
 	// usageLimit bounds a question to the pod's virtual machine.
 	usageLimit = 10 * time.Second
-	// emptyDirPlugin is the name of the kubelet's plugin.
+	// emptyDirPlugin and nfsPlugin are the names of the kubelet's plugins.
 	emptyDirPlugin = "kubernetes.io/empty-dir"
+	nfsPlugin      = "kubernetes.io/nfs"
 )
 
 // diskUsage is what the pod uses of its disk, where neither the kubelet nor containerd can see it: in the pod's virtual machine. Without it
@@ -73,14 +74,18 @@ func (d *diskUsage) complete(ctx context.Context, pods []*runtimeapi.PodSandboxS
 	}
 }
 
-// measuredVolumes replaces the emptyDir plugin by one whose volumes are measured in the virtual machine.
+// measuredVolumes replaces the emptyDir plugin by one whose volumes are measured in the virtual machine, and that of NFS by one whose volumes are not
+// measured: on the host there is a note in their place (package remotefs), and a server that is gone would keep the machine's agent waiting.
 func (d *diskUsage) measuredVolumes(plugins []volume.VolumePlugin) []volume.VolumePlugin {
 	if d == nil {
 		return plugins
 	}
 	for i, p := range plugins {
-		if p.GetPluginName() == emptyDirPlugin {
+		switch p.GetPluginName() {
+		case emptyDirPlugin:
 			plugins[i] = measuredPlugin{p, d}
+		case nfsPlugin:
+			plugins[i] = unmeasuredPlugin{p}
 		}
 	}
 	return plugins
@@ -126,4 +131,20 @@ func (m measuredMounter) GetMetrics() (*volume.Metrics, error) {
 		*field = resource.NewQuantity(int64(value), resource.BinarySI)
 	}
 	return out, nil
+}
+
+type unmeasuredPlugin struct{ volume.VolumePlugin }
+
+func (p unmeasuredPlugin) NewMounter(spec *volume.Spec, pod *v1.Pod) (volume.Mounter, error) {
+	m, err := p.VolumePlugin.NewMounter(spec, pod)
+	if err != nil {
+		return nil, err
+	}
+	return unmeasuredMounter{m}, nil
+}
+
+type unmeasuredMounter struct{ volume.Mounter }
+
+func (unmeasuredMounter) GetMetrics() (*volume.Metrics, error) {
+	return nil, volume.NewNotSupportedError()
 }

@@ -76,11 +76,12 @@ type PortForward struct {
 // Stage of a pod's start that a node process tells the agent about.
 type Stage string
 
-// The stages, each sent once.
+// The stages, each sent once; StageSandboxFailed whenever its Message is another.
 const (
 	StageConfigured       Stage = "Configured"       // configuration read
 	StageNodeRegistered   Stage = "NodeRegistered"   // the Node object exists
 	StagePullStarted      Stage = "PullStarted"      // first image pull asked for
+	StageSandboxFailed    Stage = "SandboxFailed"    // sandbox cannot be started, and will be tried again; see Message
 	StageSandboxStarted   Stage = "SandboxStarted"   // sandbox runs
 	StageContainerStarted Stage = "ContainerStarted" // first container runs
 	StageFailed           Stage = "Failed"           // the process gives up; see Message

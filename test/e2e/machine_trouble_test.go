@@ -2,8 +2,11 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 )
@@ -13,7 +16,7 @@ import (
 func TestMachineTrouble(t *testing.T) {
 	runsMachines(t)
 	apply(t, "trouble.yaml", "--isolation", "microvm")
-	kubectl(t, "wait", "--for=condition=Ready", "pod/victim", "pod/neighbour", "pod/bomb", "--timeout=180s")
+	kubectl(t, "wait", "--for=condition=Ready", "pod/victim", "pod/neighbour", "pod/bomb", "pod/shimless", "pod/monitorless", "--timeout=180s")
 	in := func(t *testing.T, pod, script string) string {
 		t.Helper()
 		return kubectl(t, "exec", pod, "--", "sh", "-c", script)
@@ -62,21 +65,70 @@ func TestMachineTrouble(t *testing.T) {
 		kubectl(t, "delete", "pod", "bomb", "--timeout=90s")
 		eventually(t, func() string { return remains(uid, "bomb", node) })
 	})
-	for _, part := range []string{"containerd-shim-berth-v1", "qemu"} {
+	// Each has a pod of its own: a kubelet waits the longer, the more often a container ended.
+	for pod, part := range map[string]string{"shimless": "containerd-shim-berth-v1", "monitorless": "qemu"} {
 		t.Run(part+" is killed", func(t *testing.T) {
-			before := kubectl(t, "get", "pod", "victim", "-o", "jsonpath={.status.containerStatuses[0].containerID}")
-			killPart(t, "victim", part)
+			before := kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
+			killPart(t, pod, part)
 			eventually(t, func() string {
-				after, _ := berth("kubectl", "get", "pod", "victim", "-o", "jsonpath={.status.containerStatuses[0].containerID} {.status.containerStatuses[0].ready}")
+				after, _ := berth("kubectl", "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID} {.status.containerStatuses[0].ready}")
 				if strings.HasPrefix(after, before) || !strings.HasSuffix(after, " true") {
 					return "the container is " + after
 				}
 				return ""
 			})
-			shows(t, "SandboxChanged", "get", "events", "--field-selector", "involvedObject.name=victim", "-o", "jsonpath={.items[*].reason}")
+			shows(t, "SandboxChanged", "get", "events", "--field-selector", "involvedObject.name="+pod, "-o", "jsonpath={.items[*].reason}")
 			unharmed(t)
 		})
 	}
+	late := func(t *testing.T, name string) {
+		kubectl(t, "run", name, "--image=busybox", "--labels=profile=trouble", "--command", "--", "sleep", "3600")
+		t.Cleanup(func() { kubectl(t, "delete", "pod", name, "--grace-period=0", "--timeout=60s") })
+	}
+	// The pod's event and its Berth both say what is wrong.
+	complains := func(t *testing.T, pod, why string) {
+		t.Helper()
+		shows(t, why, "get", "events", "--field-selector", "involvedObject.name="+pod, "-o", "jsonpath={.items[*].message}")
+		shows(t, why, "get", "berths", "-o", `jsonpath={.items[?(@.spec.pod.name=="`+pod+`")].status.conditions[?(@.type=="SandboxReady")].message}`)
+		unharmed(t)
+	}
+	for name, tc := range map[string]struct{ content, why string }{
+		"no guest image":              {"", "make it with make guest"},
+		"a kernel that does not boot": {"no kernel", "build the template"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			restore := exchange(t, filepath.Join(top, "bin", "guest", "vmlinux"), tc.content)
+			late(t, "late")
+			complains(t, "late", tc.why)
+			restore()
+			kubectl(t, "wait", "--for=condition=Ready", "pod/late", "--timeout=90s")
+		})
+	}
+	t.Run("no room on the host's disk", func(t *testing.T) {
+		const disks = "/var/lib/berth/microvm/disks"
+		shell(t, "mount -t tmpfs -o size=1m small "+disks)
+		t.Cleanup(func() { shell(t, "umount -l "+disks) })
+		late(t, "late")
+		complains(t, "late", "no space left on device: 1 MiB are left, at least 64 are needed; free some space there")
+		shell(t, "mount -o remount,size=100m "+disks)
+		kubectl(t, "wait", "--for=condition=Ready", "pod/late", "--timeout=90s")
+		written := make(chan string, 1)
+		go func() {
+			out, err := berth("kubectl", "exec", "late", "--", "sh", "-c", "dd if=/dev/zero of=/x bs=1M count=200 conv=fsync && echo written")
+			written <- fmt.Sprint(out, err)
+		}()
+		eventually(t, func() string {
+			if left := shell(t, "df --output=avail -k "+disks+" | tail -n 1"); left != "0" {
+				return "the host's disk has room for " + left + " KiB"
+			}
+			return ""
+		})
+		unharmed(t)
+		shell(t, "mount -o remount,size=1g "+disks)
+		if said := <-written; !strings.Contains(said, "written") {
+			t.Errorf("when there is room, the pod does not go on: %s", said)
+		}
+	})
 	t.Run("an image of a gigabyte", func(t *testing.T) {
 		bigImage(t, "docker.io/library/big:1")
 		kubectl(t, "wait", "--for=condition=Ready", "pod/big", "--timeout=180s")
@@ -85,6 +137,27 @@ func TestMachineTrouble(t *testing.T) {
 			t.Errorf("its file is %q, want the sum %s", got, sum)
 		}
 	})
+}
+
+// exchange puts other content in the place of a file, or none, until the function that it returns is called, or the test ends.
+func exchange(t *testing.T, path, content string) (restore func()) {
+	t.Helper()
+	aside := path + ".aside"
+	if err := os.Rename(path, aside); err != nil {
+		t.Fatal(err)
+	}
+	restore = sync.OnceFunc(func() {
+		if err := os.Rename(aside, path); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(restore)
+	if content != "" {
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return restore
 }
 
 // throttled is in how many tenths of a second a pod's cgroup was kept from running.

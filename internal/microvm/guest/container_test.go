@@ -25,7 +25,7 @@ func (m *vm) busybox() int {
 		}
 	}
 	run(m.t, "cp", "/bin/busybox", filepath.Join(root, "bin/busybox"))
-	for _, name := range []string{"sh", "cat", "sleep", "ip", "hostname", "id", "ls", "head", "od", "true", "kill", "dd", "stty", "wc", "readlink", "date", "mount", "mkdir", "sync", "touch", "nc", "tail", "free", "grep", "ps"} {
+	for _, name := range []string{"sh", "cat", "sleep", "ip", "hostname", "id", "ls", "head", "od", "true", "kill", "dd", "stty", "wc", "readlink", "date", "mount", "mkdir", "sync", "touch", "nc", "tail", "free", "grep", "ps", "ln"} {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
 			m.t.Fatal(err)
 		}

@@ -110,7 +110,7 @@ func TestClock(t *testing.T) {
 func TestUsage(t *testing.T) {
 	m := pod(t)
 	image := m.busybox()
-	memory, onDisk := guestapi.MountsDir+"/volumes/memory", guestapi.VolumesDir+"/disk"
+	memory, onDisk := guestapi.MemoryDir+"/memory", guestapi.VolumesDir+"/disk"
 	for _, mount := range []guestapi.Mount{{Target: memory, Type: "tmpfs", Options: []string{"size=8m"}, Mode: 0o1777}, {Target: onDisk, Mode: 0o777}} {
 		if err := m.do(guestapi.Request{Op: guestapi.OpMount, Mount: &mount}); err != nil {
 			t.Fatal(err)
@@ -260,11 +260,12 @@ func TestVolumes(t *testing.T) {
 	if err := m.do(guestapi.Request{Op: guestapi.OpMount, Mount: &guestapi.Mount{Target: "/usr"}}); err == nil {
 		t.Error("a mount outside of the volumes' directories")
 	}
-	if err := m.do(guestapi.Request{Op: guestapi.OpMount, Mount: &guestapi.Mount{Target: guestapi.MountsDir + "/nfs", Type: "nfs4", Source: "127.0.0.1:/", Options: []string{"retry=0"}}}); err == nil || !strings.Contains(err.Error(), "refused") {
+	if err := m.do(guestapi.Request{Op: guestapi.OpMount, Mount: &guestapi.Mount{Target: guestapi.MountsDir + "/nfs", Type: "nfs4", Source: "127.0.0.1:/"}}); err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("an NFS server that is not there: %v", err)
 	}
 }
 
+<<<<<<< HEAD
 // TestImageVolumes: a volume that the image declares has what the image has there, and can be written to though the root file system cannot.
 func TestImageVolumes(t *testing.T) {
 	m := pod(t)
@@ -280,6 +281,61 @@ func TestImageVolumes(t *testing.T) {
 	}
 	if got, want := m.output("main", "", 1), "/bin/cat\n/bin/new\n\n/made/here:\nnew\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+=======
+// TestPartsOfVolumes: what a container gets of a volume is a directory or file of that volume, whatever links another container left there; it goes
+// with the container, and the volume stays.
+func TestPartsOfVolumes(t *testing.T) {
+	m := pod(t)
+	image := m.busybox()
+	volume := guestapi.VolumesDir + "/shared"
+	if err := m.do(guestapi.Request{Op: guestapi.OpMount, Mount: &guestapi.Mount{Target: volume, Mode: 0o2770, GID: 1234}}); err != nil {
+		t.Fatal(err)
+	}
+	uses := func(source string) func(*specs.Spec) {
+		return func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: source, Destination: "/v", Options: []string{"rbind", "rw"}})
+		}
+	}
+	in := func(id, script, source string) string {
+		t.Helper()
+		m.start(id, shell(id, script, uses(source)), image)
+		status := m.wait(id, "")
+		said := m.output(id, "", 1) + m.output(id, "", 2)
+		if status != 0 {
+			t.Fatalf("%s: status %d: %s", script, status, said)
+		}
+		if _, err := m.tasks.Delete(t.Context(), &api.DeleteRequest{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+		return said
+	}
+	part := func(container, path string) (string, error) {
+		target := guestapi.PartsDir + "/" + container + "/0"
+		return target, m.do(guestapi.Request{Op: guestapi.OpMount, Mount: &guestapi.Mount{Target: target, Type: "bind", Source: volume, Part: path}})
+	}
+	in("first", "echo text > /v/file; mkdir /v/real; ln -s real /v/inner; ln -s / /v/root; ln -s ../../.. /v/up; ln -s /proc/self/root /v/proc", volume)
+	for _, tc := range []struct{ path, script, want string }{
+		{"new/er", "ls -ldn /v; echo made > /v/x", "drwxrws---    2 0        1234"},
+		{"file", "cat /v", "text"},
+		{"inner", "echo inside > /v/y", ""},
+	} {
+		id := strings.ReplaceAll(tc.path, "/", "-")
+		source, err := part(id, tc.path)
+		if err != nil {
+			t.Fatalf("%s: %v", tc.path, err)
+		}
+		if got := in(id, tc.script, source); !strings.Contains(got, tc.want) {
+			t.Errorf("part %s: %s, want %q", tc.path, got, tc.want)
+		}
+	}
+	for _, path := range []string{"root", "root/etc", "up", "proc", "../other", "/etc"} {
+		if _, err := part("bad", path); err == nil {
+			t.Errorf("part %q is mounted", path)
+		}
+	}
+	if got := in("last", "cat /v/new/er/x /v/real/y", volume); got != "made\ninside\n" {
+		t.Errorf("the volume holds %q", got)
+>>>>>>> h1
 	}
 }
 

@@ -365,12 +365,11 @@ func (m *vm) attach(path string, readOnly bool) int {
 // configuration as a host would send it.
 func (m *vm) configuration() *guestapi.Configure {
 	m.t.Helper()
-	const path = "ephemeral"
-	ephemeral, err := disk.MakeEphemeral(m.t.Context(), m.path(path), 2<<30)
+	ephemeral, err := disk.MakeEphemeral(m.t.Context(), m.dir, 2<<30)
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	_ = ephemeral.Close()
+	defer ephemeral.Close()
 	entropy, id, mac := make([]byte, 64), make([]byte, 16), make([]byte, 5)
 	for _, bytes := range [][]byte{entropy, id, mac} {
 		_, _ = rand.Read(bytes)
@@ -384,7 +383,7 @@ func (m *vm) configuration() *guestapi.Configure {
 			Routes:     []guestapi.Route{{Destination: "0.0.0.0/0", Gateway: "169.254.1.1"}},
 			Neighbours: []guestapi.Neighbour{{IP: "169.254.1.1", MAC: "ee:ee:ee:ee:ee:ee"}}}},
 		Memory:       []guestapi.Range{{Start: 256 << 20, Bytes: 256 << 20}},
-		EphemeralLUN: m.attach(m.path(path), false),
+		EphemeralLUN: m.attach(disk.PathOf(ephemeral), false),
 		Sysctls:      map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"},
 	}
 }

@@ -3,7 +3,7 @@
 //
 // # Wire
 //
-// The port is a byte stream (virtio-serial, or vsock where the host has it). While a template is made, the host writes Ping and the
+// The port is a byte stream (virtio-serial). While a template is made, the host writes Ping and the
 // guest answers Pong when it has nothing left to do. After a restore, or whenever the host connects anew, the host writes Hello, the
 // guest ends what an earlier session left open (its streams, not its containers), answers Hello, and from then on the port carries a yamux session
 // (github.com/hashicorp/yamux, keep-alive off) whose client is the host.
@@ -35,11 +35,8 @@ const (
 	Hello = "BERTH 1\n"
 )
 
-// PortName of the virtio-serial port; VsockPort of the agent where there is vsock.
-const (
-	PortName  = "agent"
-	VsockPort = 1024
-)
+// PortName of the virtio-serial port.
+const PortName = "agent"
 
 // ToolsLUN is the disk with the guest's programs and kernel modules. It is there in the template.
 const ToolsLUN = 0
@@ -52,8 +49,11 @@ const (
 	VolumesDir = PodDir + "/volumes"
 	// FilesDir holds what the host puts: configMaps, secrets, hosts files; in memory, never on a disk.
 	FilesDir = "/run/berth/files"
-	// MountsDir holds what the guest mounts for the pod: emptyDir volumes in memory, NFS.
+	// MountsDir holds what the guest mounts for the pod: emptyDir volumes in memory (MemoryDir), shares of file servers, and parts of volumes
+	// (PartsDir, by the container that they are for: they go with it).
 	MountsDir = "/run/berth/mounts"
+	MemoryDir = MountsDir + "/volumes"
+	PartsDir  = MountsDir + "/parts"
 )
 
 // Op is what a stream is for.
@@ -231,9 +231,12 @@ type Get struct {
 type Mount struct {
 	// Target is a directory below MountsDir or VolumesDir.
 	Target string `json:"target"`
-	// Type is a file system such as tmpfs or nfs4 with Source and Options as for mount(8); empty for a plain directory; erofs or ext4 for a disk (LUN).
-	Type    string   `json:"type,omitempty"`
-	Source  string   `json:"source,omitempty"`
+	// Type is a file system such as tmpfs or nfs4 with Source and Options as for mount(8); empty for a plain directory; erofs or ext4 for a disk
+	// (LUN); bind for Part of the volume at Source, a directory below MountsDir or VolumesDir.
+	Type   string `json:"type,omitempty"`
+	Source string `json:"source,omitempty"`
+	// Part is a file or directory of a volume, by its path in it. Links do not lead out of the volume. What is not there is made, as directories.
+	Part    string   `json:"part,omitempty"`
 	LUN     int      `json:"lun,omitempty"`
 	Options []string `json:"options,omitempty"`
 	// Mode (permission bits, set-group-ID), UID and GID of Target's root. They are left alone if Mode is 0.

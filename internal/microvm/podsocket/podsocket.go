@@ -1,6 +1,6 @@
 // Package podsocket is how a pod's kubelet talks with the pod's shim, beside containerd: over a socket in the sandbox's directory. A
-// connection begins with a line, a port of the pod's loopback address or Usage. The shim answers with a line that is empty or says what failed,
-// and then carries the port's bytes, or a line of JSON.
+// connection begins with a line: a port of the pod's loopback address, Usage, or Mount and a directory. The shim answers with a line that is empty or
+// says what failed, and then carries the port's bytes, or a line of JSON, or nothing more.
 package podsocket
 
 import (
@@ -20,6 +20,9 @@ import (
 
 // Usage asks what the pod uses of its disk.
 const Usage = "usage"
+
+// Mount wants a network file system mounted in the guest, by the directory of its volume on the host.
+const Mount = "mount"
 
 // Path of the socket.
 func Path(runDir string) string { return filepath.Join(runDir, "pod.sock") }
@@ -94,4 +97,13 @@ func AskUsage(ctx context.Context, runDir string) (*guestapi.Usage, error) {
 		return nil, fmt.Errorf("hear from the pod's shim what the pod uses of its disk: %w", err)
 	}
 	return &usage, nil
+}
+
+// AskMount asks the shim to Mount the volume, which it does once.
+func AskMount(ctx context.Context, runDir, volume string) error {
+	conn, err := Dial(ctx, runDir, Mount+" "+volume)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }

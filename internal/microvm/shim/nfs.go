@@ -13,11 +13,19 @@ import (
 	"github.com/berth-run/berth/internal/microvm/remotefs"
 )
 
+// share mounts a share ahead of the containers that use it.
+func (v *volumes) share(ctx context.Context, dir string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, err := v.nfs(ctx, dir, filepath.Base(dir))
+	return err
+}
+
 // nfs mounts a share in the guest. The pod's kubelet did not mount it on the host; it left a note in its place (package remotefs).
-func (v *volumes) nfs(ctx context.Context, dir, name, rest string) (string, error) {
-	target := guestapi.MountsDir + "/volumes/" + name
+func (v *volumes) nfs(ctx context.Context, dir, name string) (string, error) {
+	target := guestapi.MountsDir + "/shares/" + name
 	if v.done[dir] {
-		return target + rest, nil
+		return target, nil
 	}
 	data, err := os.ReadFile(filepath.Join(dir, remotefs.NoteName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -34,5 +42,5 @@ func (v *volumes) nfs(ctx context.Context, dir, name, rest string) (string, erro
 		return "", err
 	}
 	v.done[dir] = true
-	return target + rest, nil
+	return target, nil
 }

@@ -56,8 +56,10 @@ type Options struct {
 	// Take finds the template for a pod's CPU, in thousandths of a core, and memory, in bytes.
 	Take   func(ctx context.Context, milliCPU, memory int64) (*Source, error)
 	Images disk.Images
-	// RunDir is the pod's directory for sockets and its ephemeral disk. It is made, and removed with the pod.
+	// RunDir is the pod's directory for sockets. It is made, and removed with the pod.
 	RunDir string
+	// DiskDir is where ephemeral disks take room. It is on a disk: RunDir, as a rule, is in the host's memory.
+	DiskDir string
 }
 
 // Source is what a machine is restored from, and by what.
@@ -114,7 +116,7 @@ func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod
 	// The machine and its disk are made at the same time.
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		ephemeral, err = disk.MakeEphemeral(gctx, filepath.Join(o.RunDir, "ephemeral.ext4"), want.disk)
+		ephemeral, err = disk.MakeEphemeral(gctx, o.DiskDir, want.disk)
 		return err
 	})
 	g.Go(func() error { return p.restore(gctx, id, spec, want, &config) })

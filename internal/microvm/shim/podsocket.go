@@ -42,6 +42,10 @@ func (p *pod) answer(conn net.Conn) {
 		}
 		return
 	}
+	if volume, ok := strings.CutPrefix(request, podsocket.Mount+" "); ok {
+		_ = podsocket.Answer(conn, p.sync.share(ctx, volume))
+		return
+	}
 	guest, err := p.guest.Dial(ctx, "tcp", net.JoinHostPort("localhost", request))
 	if podsocket.Answer(conn, err) == nil {
 		exchange(conn, guest, reader)

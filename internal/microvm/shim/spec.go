@@ -12,7 +12,8 @@ import (
 )
 
 // toGuest rewrites what a specification says about the host. The pod's network, host name and IPC are the machine's own; a process
-// namespace that is shared is the machine's, or that of another container, by its process id in the guest.
+// namespace that is shared is the machine's, or that of another container, by its process id in the guest. A privileged container gets the machine's
+// devices, kernel modules and control groups; any other one sees its own control group only, whatever version of them the host has.
 func toGuest(spec *specs.Spec, id string, machine int) {
 	spec.Hostname, spec.Domainname = "", ""
 	spec.Hooks = nil
@@ -25,22 +26,23 @@ func toGuest(spec *specs.Spec, id string, machine int) {
 	spec.Linux.MountLabel = ""
 	spec.Linux.CgroupsPath = "/pod/" + id
 	spec.Linux.Sysctl = nil // the machine has them
-	if privileged(spec) {
-		spec.Linux.Devices = append(spec.Linux.Devices, guestDevices()...)
-	}
 	var kept []specs.LinuxNamespace
 	for _, ns := range spec.Linux.Namespaces {
 		switch ns.Type {
-		case specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace:
+		case specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace:
 			continue
 		case specs.PIDNamespace:
 			if strings.HasPrefix(ns.Path, fmt.Sprintf("/proc/%d/", machine)) {
 				continue
 			}
-		case specs.CgroupNamespace:
-			ns.Path = ""
 		}
 		kept = append(kept, ns)
+	}
+	if privileged(spec) {
+		spec.Linux.Devices = append(spec.Linux.Devices, guestDevices()...)
+		spec.Mounts = withModules(spec.Mounts)
+	} else {
+		kept = append(kept, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	spec.Linux.Namespaces = kept
 }
@@ -60,9 +62,10 @@ func processToGuest(packed *anypb.Any) error {
 	return nil
 }
 
-// rewriteProcess drops what names the host's security modules, and limits the process.
+// rewriteProcess drops what is the host's: names of its security modules, what it lacks of capabilities. It limits the process.
 func rewriteProcess(p *specs.Process) {
 	p.ApparmorProfile, p.SelinuxLabel = "", ""
+	widen(p.Capabilities, hostCapabilities())
 	limitProcess(p)
 }
 
@@ -85,6 +88,17 @@ func privileged(spec *specs.Spec) bool {
 		}
 	}
 	return false
+}
+
+// modulesDir is where the kernel's modules are, in the guest and in privileged containers.
+const modulesDir = "/lib/modules"
+
+// withModules adds the guest kernel's modules for who loads them by name, unless the pod mounts something else there.
+func withModules(mounts []specs.Mount) []specs.Mount {
+	if slices.ContainsFunc(mounts, func(m specs.Mount) bool { return m.Destination == modulesDir }) {
+		return mounts
+	}
+	return append(mounts, specs.Mount{Type: "bind", Source: modulesDir, Destination: modulesDir, Options: []string{"bind", "ro"}})
 }
 
 // loopDevices is how many loop devices a privileged container finds; it can make more of them.

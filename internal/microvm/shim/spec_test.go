@@ -62,14 +62,15 @@ func TestProcessNamespace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spec := &specs.Spec{Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: tc.path}}}}
 			toGuest(spec, "id", 7)
-			if diff := cmp.Diff(tc.want, spec.Linux.Namespaces); diff != "" {
+			want := append(tc.want, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+			if diff := cmp.Diff(want, spec.Linux.Namespaces); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
 	}
 }
 
-// TestPrivileged: a container that may use every device finds those of its machine; others get none.
+// TestPrivileged: a container that may use every device finds those of its machine, its modules and its control groups; others find none.
 func TestPrivileged(t *testing.T) {
 	null := int64(1)
 	for name, tc := range map[string]struct {
@@ -84,10 +85,34 @@ func TestPrivileged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spec := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{Devices: tc.rules}}}
 			toGuest(spec, "id", 7)
-			if got := len(spec.Linux.Devices) > 0; got != tc.want {
-				t.Errorf("it gets devices: %v", spec.Linux.Devices)
+			got := []bool{len(spec.Linux.Devices) > 0, len(spec.Mounts) > 0, len(spec.Linux.Namespaces) == 0}
+			if diff := cmp.Diff([]bool{tc.want, tc.want, tc.want}, got); diff != "" {
+				t.Errorf("devices, mounts, namespaces: %v, %v, %v", spec.Linux.Devices, spec.Mounts, spec.Linux.Namespaces)
 			}
 		})
+	}
+}
+
+// TestWiden: who has all that the host has, has all that there is.
+func TestWiden(t *testing.T) {
+	hosts := capabilities[:len(capabilities)-1]
+	few := []string{"CAP_CHOWN", "CAP_KILL"}
+	c := &specs.LinuxCapabilities{Bounding: hosts, Effective: few, Permitted: capabilities, Inheritable: hosts}
+	widen(c, hosts)
+	want := &specs.LinuxCapabilities{Bounding: capabilities, Effective: few, Permitted: capabilities, Inheritable: hosts}
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	widen(nil, hosts)
+	if n := len(hostCapabilities()); n == 0 {
+		t.Error("this process, which is root's, has no capabilities")
+	}
+}
+
+func TestModulesYieldToThePods(t *testing.T) {
+	own := []specs.Mount{{Destination: modulesDir, Source: "/run/berth/pod/volumes/mine"}}
+	if diff := cmp.Diff(own, withModules(own)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 

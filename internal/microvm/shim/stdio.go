@@ -7,10 +7,9 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
-	"github.com/containerd/fifo"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
@@ -19,7 +18,8 @@ import (
 type streams struct {
 	output sync.WaitGroup
 
-	mu      sync.Mutex
+	mu sync.Mutex
+	// stdin is a further writer of containerd's pipe.
 	stdin   io.Closer
 	closers []io.Closer
 }
@@ -47,18 +47,7 @@ func (p *pod) connect(ctx context.Context, proc *process) error {
 // join copies between a pipe of containerd and a stream of the guest until one of them ends.
 func (s *streams) join(fd int, path string, guest net.Conn) error {
 	if fd == 0 {
-		pipe, err := fifo.OpenFifo(context.Background(), path, syscall.O_RDONLY|syscall.O_NONBLOCK, 0)
-		if err != nil {
-			return fmt.Errorf("open the process's stdin: %w", err)
-		}
-		s.mu.Lock()
-		s.stdin, s.closers = guest, append(s.closers, pipe, guest)
-		s.mu.Unlock()
-		go func() {
-			_, _ = io.Copy(guest, pipe) // it ends when either side does
-			guest.Close()
-		}()
-		return nil
+		return s.joinStdin(path, guest)
 	}
 	// Opened for reading as well, the pipe stays whole while containerd restarts.
 	pipe, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -78,7 +67,28 @@ func (s *streams) join(fd int, path string, guest net.Conn) error {
 	return nil
 }
 
-// closeStdin lets the process read its stdin's end.
+// joinStdin copies what is written to the pipe. Opened for writing as well, the pipe stays whole while containerd restarts, until closeStdin.
+func (s *streams) joinStdin(path string, guest net.Conn) error {
+	whole, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open the process's stdin: %w", err)
+	}
+	pipe, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		whole.Close()
+		return fmt.Errorf("open the process's stdin: %w", err)
+	}
+	s.mu.Lock()
+	s.stdin, s.closers = whole, append(s.closers, whole, pipe, guest)
+	s.mu.Unlock()
+	go func() {
+		_, _ = io.Copy(guest, pipe) // it ends when either side does
+		guest.Close()
+	}()
+	return nil
+}
+
+// closeStdin lets the process read its stdin's end, after all that containerd wrote before.
 func (s *streams) closeStdin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

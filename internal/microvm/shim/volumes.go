@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -72,7 +71,7 @@ func (v *volumes) place(ctx context.Context, id string, spec *specs.Spec) ([]ret
 			continue
 		}
 		host := m.Source
-		source, err := v.one(ctx, m)
+		source, err := v.one(ctx, m, guestapi.PartsDir+"/"+id+"/"+strconv.Itoa(i))
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
@@ -100,8 +99,9 @@ func readOnly(m *specs.Mount) bool {
 	return false
 }
 
-// one brings the source of a mount into the guest and returns where it is there; empty: it is a single file.
-func (v *volumes) one(ctx context.Context, m *specs.Mount) (string, error) {
+// one brings the source of a mount into the guest and returns where it is there, which is at part if it is a part of a volume; empty: it is a
+// single file.
+func (v *volumes) one(ctx context.Context, m *specs.Mount, part string) (string, error) {
 	source := m.Source
 	if m.Destination == "/dev/shm" && filepath.Base(source) == "shm" {
 		// Not the 64 MiB of the CRI: up to half of the machine's memory, all of which is the pod's.
@@ -119,7 +119,7 @@ func (v *volumes) one(ctx context.Context, m *specs.Mount) (string, error) {
 		source = resolved
 	}
 	if found := volumeDir.FindStringSubmatch(source); found != nil {
-		return v.volume(ctx, strings.TrimSuffix(source, found[3]), found[1], found[2], found[3])
+		return v.volume(ctx, strings.TrimSuffix(source, found[3]), found[1], found[2], found[3], part)
 	}
 	info, err := os.Stat(source)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -134,54 +134,52 @@ func (v *volumes) one(ctx context.Context, m *specs.Mount) (string, error) {
 	return "", nil
 }
 
-// volume brings a volume into the guest, once, and returns the path of the part that is asked for.
-func (v *volumes) volume(ctx context.Context, dir, kind, name, rest string) (string, error) {
+// volume brings a volume into the guest, once, and returns the path of the part (rest) that is asked for. The kubelet looks for it, or makes it, where
+// on the host nothing of the volume is; what containers write to is looked at in the guest, where it is mounted at part.
+func (v *volumes) volume(ctx context.Context, dir, kind, name, rest, part string) (string, error) {
+	var root string
+	var err error
 	switch kind {
-	case "empty-dir":
-		return v.emptyDir(ctx, dir, name, rest)
 	case "configmap", "secret", "projected", "downward-api":
-		target := guestapi.FilesDir + "/volumes/" + name
-		if !v.done[dir] {
-			if err := v.syncer.add(ctx, dir, target); err != nil {
-				return "", err
-			}
-			v.done[dir] = true
-		}
-		return target + rest, nil
+		root, err = v.written(ctx, dir, name)
+		return root + rest, err
+	case "empty-dir":
+		root, err = v.emptyDir(ctx, dir, name)
 	case "nfs":
-		return v.nfs(ctx, dir, name, rest)
+		root, err = v.nfs(ctx, dir, name)
 	default:
 		return "", fmt.Errorf("volume %s is of type %s, which cannot be mounted in a microVM", name, kind)
 	}
+	if err != nil || rest == "" {
+		return root, err
+	}
+	return part, v.guest.Mount(ctx, guestapi.Mount{Target: part, Type: "bind", Source: root, Part: strings.TrimPrefix(rest, "/")})
+}
+
+// written copies what the kubelet writes into the guest, now and whenever it changes.
+func (v *volumes) written(ctx context.Context, dir, name string) (string, error) {
+	target := guestapi.FilesDir + "/volumes/" + name
+	if !v.done[dir] {
+		if err := v.syncer.add(ctx, dir, target); err != nil {
+			return "", err
+		}
+		v.done[dir] = true
+	}
+	return target, nil
 }
 
 // emptyDir makes the volume in the guest: on the pod's ephemeral disk, or in the guest's memory if it is in memory on the host. Owner and mode
 // are those that the kubelet gave it.
-func (v *volumes) emptyDir(ctx context.Context, dir, name, rest string) (string, error) {
+func (v *volumes) emptyDir(ctx context.Context, dir, name string) (string, error) {
 	m := guestapi.Mount{Target: guestapi.VolumesDir + "/" + name}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return "", fmt.Errorf("look at volume %s: %w", name, err)
 	}
 	if fs.Type == unix.TMPFS_MAGIC && mounted(dir) {
-		m = guestapi.Mount{Target: guestapi.MountsDir + "/volumes/" + name, Type: "tmpfs", Source: "tmpfs", Options: tmpfsOptions(&fs)}
+		m = guestapi.Mount{Target: guestapi.MemoryDir + "/" + name, Type: "tmpfs", Source: "tmpfs", Options: tmpfsOptions(&fs)}
 	}
-	root := m.Target
-	if err := v.directory(ctx, dir, &m); err != nil {
-		return "", err
-	}
-	// Directories of a subPath are made by the kubelet on the host, with its idea of their owner.
-	below, at := dir, root
-	for _, part := range strings.Split(strings.Trim(rest, "/"), "/") {
-		if part == "" {
-			continue
-		}
-		below, at = filepath.Join(below, part), path.Join(at, part)
-		if err := v.directory(ctx, below, &guestapi.Mount{Target: at}); err != nil {
-			return "", err
-		}
-	}
-	return at, nil
+	return m.Target, v.directory(ctx, dir, &m)
 }
 
 // directory makes m in the guest with owner and mode of a directory on the host, unless that was done before: what containers made of

@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// bootLimit is how long a guest may take to boot: emulated ones take seconds, on an overloaded machine minutes.
-	bootLimit = 5 * time.Minute
+	// bootLimit is how long a guest may take to boot: emulated ones take seconds, on an overloaded machine many. It is less than the two minutes that a
+	// kubelet waits for a sandbox, so that the pod's event tells the cause.
+	bootLimit = 90 * time.Second
 	lockPause = 50 * time.Millisecond
 )
 
@@ -28,7 +29,7 @@ type Options struct {
 	Guest  Guest
 	// Confinement of the machines that templates are made of.
 	Confinement vmm.Confinement
-	// BootLimit is five minutes by default.
+	// BootLimit is 90 seconds by default.
 	BootLimit time.Duration
 	// Report tells people what a call that takes seconds is doing; nil: nobody.
 	Report func(what string)

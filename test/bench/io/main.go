@@ -1,6 +1,6 @@
 // Command io measures network, disk and system calls inside microvm, inside gvisor and in a plain runc container, which take turns, with
 // the field's own programs: iperf3, sockperf, fio and stress-ng. Each side has one CPU. It needs a running cluster (make up), root, runc
-// and the image that hack/images/bench.sh makes.
+// and the image that hack/images/packages.sh makes.
 package main
 
 import (

@@ -8,12 +8,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/microvm/guest/reaper"
 	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
+
+// mountLimit bounds the wait for a file server. The host waits a little longer, to hear what failed.
+const mountLimit = 20 * time.Second
 
 // Mounter mounts what the host asks for: volumes.
 type Mounter struct {
@@ -25,6 +29,9 @@ type Mounter struct {
 func (m *Mounter) Mount(ctx context.Context, wanted *guestapi.Mount) error {
 	if err := inside(wanted.Target, guestapi.MountsDir, guestapi.VolumesDir); err != nil {
 		return fmt.Errorf("mount.target: %w", err)
+	}
+	if wanted.Type == "bind" {
+		return bindPart(wanted.Source, wanted.Part, wanted.Target)
 	}
 	if err := os.MkdirAll(wanted.Target, 0o755); err != nil {
 		return err
@@ -76,13 +83,16 @@ func (m *Mounter) mountFileSystem(ctx context.Context, wanted *guestapi.Mount) e
 	return nil
 }
 
-// mountByProgram leaves the file systems that need a helper of their own, such as NFS, to mount(8).
+// mountByProgram leaves the file systems that need a helper of their own, such as NFS, to it. What fails is said at once, and tried again by who
+// wants the mount; a server that is silent is not waited for longer than mountLimit.
 func (m *Mounter) mountByProgram(ctx context.Context, wanted *guestapi.Mount) error {
-	argv := []string{"/bin/mount", "-t", wanted.Type}
-	if len(wanted.Options) > 0 {
-		argv = append(argv, "-o", strings.Join(wanted.Options, ","))
+	ctx, cancel := context.WithTimeout(ctx, mountLimit)
+	defer cancel()
+	options := strings.Join(append([]string{"retry=0"}, wanted.Options...), ",")
+	said, err := m.Reaper.Run(ctx, []string{"/sbin/mount." + wanted.Type, wanted.Source, wanted.Target, "-o", options})
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("mount %s from %s: no answer within %v; is the server there, and may the pod reach it?", wanted.Type, wanted.Source, mountLimit)
 	}
-	said, err := m.Reaper.Run(ctx, append(argv, wanted.Source, wanted.Target))
 	if err != nil {
 		return fmt.Errorf("mount %s from %s: %w: %s", wanted.Type, wanted.Source, err, strings.TrimSpace(said))
 	}

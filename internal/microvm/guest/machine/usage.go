@@ -88,13 +88,7 @@ func Usage() (*guestapi.Usage, error) {
 	if out.Volumes, err = each(guestapi.VolumesDir, counted); err != nil {
 		return nil, err
 	}
-	inMemory, err := each(guestapi.MountsDir+"/volumes", func(dir string) (guestapi.Space, error) {
-		var stat unix.Statfs_t
-		if err := unix.Statfs(dir, &stat); err != nil || stat.Type != unix.TMPFS_MAGIC {
-			return guestapi.Space{}, err
-		}
-		return space(dir)
-	})
+	inMemory, err := each(guestapi.MemoryDir, space)
 	for name, used := range inMemory {
 		out.Volumes[name] = used
 	}

@@ -264,6 +264,7 @@ func (c *container) remove() {
 		c.init.streams.close()
 	}
 	_ = unix.Unmount(c.rootfs(), unix.MNT_DETACH)
+	machine.DropParts(c.id)
 	for _, lun := range c.luns {
 		c.service.disks.DropImage(lun)
 	}
