@@ -98,6 +98,10 @@ test-cycles: deps build images ## Make and delete 500 pods and look for what the
 conformance: deps build images bin/conformance/images ## Run Kubernetes' own conformance tests, as far as nodes made for one pod can pass them (root; FOCUS, SKIP, PROCS, ISOLATION).
 	@test/conformance/run.sh
 
+.PHONY: conformance-gateway
+conformance-gateway: deps build images bin/conformance/gateway.test ## Run the Gateway API's own conformance tests for what GatewayClass berth says it has (root; TEST, ISOLATION).
+	@test/conformance/gateway.sh
+
 .PHONY: bench-start
 bench-start: bin/kubelet ## Time from a pod's creation to its running container, by stage, in each isolation, beside a plain kubelet (needs make up).
 	@go run ./test/bench/start
@@ -180,6 +184,11 @@ bin/golangci-lint: build/lint/go.mod build/lint/go.sum
 bin/conformance/e2e.test: build/conformance/go.mod build/conformance/go.sum
 	cd build/conformance && go test -c -vet=off -ldflags '$(LDFLAGS)' -o ../../$@ k8s.io/kubernetes/test/e2e
 	cd build/conformance && $(BUILD) -ldflags '-s -w' -o ../../$(@D)/ k8s.io/kubernetes/test/images/agnhost github.com/onsi/ginkgo/v2/ginkgo
+	@touch $@
+
+bin/conformance/gateway.test: build/gateway-conformance/go.mod build/gateway-conformance/go.sum
+	cd build/gateway-conformance && go test -c -vet=off -o ../../$@ sigs.k8s.io/gateway-api/conformance
+	cd build/gateway-conformance && $(BUILD) -ldflags '-s -w' -o ../../$(@D)/ sigs.k8s.io/gateway-api/conformance/echo-basic
 	@touch $@
 
 bin/conformance/images: bin/conformance/e2e.test test/conformance/images.sh | images

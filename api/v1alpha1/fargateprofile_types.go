@@ -123,11 +123,59 @@ type FargateProfileSpec struct {
 	Sizing Sizing `json:"sizing,omitempty"`
 }
 
+// ProfileIssueCode says what kind of thing is wrong with a profile.
+type ProfileIssueCode string
+
+// The codes. The first three are of Amazon EKS's FargateProfileIssueCode (its fourth, PodExecutionRoleAlreadyInUse, is about IAM).
+// The others are named after the exceptions with which EKS refuses a request: a profile that was applied cannot be refused for
+// what is in other objects.
+const (
+	// IssueAccessDenied: the API server does not let a pod of the profile be deleted.
+	IssueAccessDenied ProfileIssueCode = "AccessDenied"
+	// IssueClusterUnreachable: no host that could run the profile's pods reports to the cluster.
+	IssueClusterUnreachable ProfileIssueCode = "ClusterUnreachable"
+	// IssueInternalFailure: a pod of the profile could not be deleted for another reason.
+	IssueInternalFailure ProfileIssueCode = "InternalFailure"
+	// IssueInvalidParameter: something in the spec is wrong, or a subnet that it names.
+	IssueInvalidParameter ProfileIssueCode = "InvalidParameter"
+	// IssueResourceLimitExceeded: the cluster has as many profiles as its quota allows.
+	IssueResourceLimitExceeded ProfileIssueCode = "ResourceLimitExceeded"
+)
+
+// ProfileIssue is something that is wrong with a profile.
+type ProfileIssue struct {
+	// code: AccessDenied, ClusterUnreachable or InternalFailure, as Amazon EKS has them; InvalidParameter or ResourceLimitExceeded where
+	// EKS would refuse the request.
+	// +required
+	Code ProfileIssueCode `json:"code"`
+
+	// message says what is wrong and what to do.
+	// +required
+	Message string `json:"message"`
+
+	// resourceIds of what has part in it: hosts by name, pods as namespace/name.
+	// +listType=atomic
+	// +optional
+	ResourceIDs []string `json:"resourceIds,omitempty"`
+}
+
+// ProfileHealth is what is wrong with a profile, in the form of the Amazon EKS API.
+type ProfileHealth struct {
+	// issues; none if all is well.
+	// +listType=atomic
+	// +optional
+	Issues []ProfileIssue `json:"issues,omitempty"`
+}
+
 // FargateProfileStatus is the observed state of a FargateProfile.
 type FargateProfileStatus struct {
 	// status in the words of the Amazon EKS API.
 	// +optional
 	Status ProfileStatus `json:"status,omitempty"`
+
+	// health of the profile, in the words of the Amazon EKS API. Conditions say the same in those of Kubernetes.
+	// +optional
+	Health ProfileHealth `json:"health,omitzero"`
 
 	// subnets that the profile's pods are spread over: those of the spec, or all private ones.
 	// +listType=set

@@ -13,7 +13,7 @@ import (
 	"github.com/berth-run/berth/api/v1alpha1"
 )
 
-// eksctlProfile is a profile as `eksctl get fargateprofile -o json` prints it.
+// eksctlProfile is a profile as `eksctl get fargateprofile -o json` prints it; what is wrong with it, as the EKS API has it.
 type eksctlProfile struct {
 	Name                string              `json:"name"`
 	PodExecutionRoleARN string              `json:"podExecutionRoleARN,omitempty"`
@@ -21,12 +21,14 @@ type eksctlProfile struct {
 	Subnets             []string            `json:"subnets,omitempty"`
 	Tags                map[string]string   `json:"tags,omitempty"`
 	Status              string              `json:"status"`
+	// Health is there if something is wrong.
+	Health v1alpha1.ProfileHealth `json:"health,omitzero"`
 }
 
 func eksctlProfiles(profiles []v1alpha1.FargateProfile) []eksctlProfile {
 	out := []eksctlProfile{}
 	for _, p := range profiles {
-		out = append(out, eksctlProfile{p.Name, p.Spec.PodExecutionRoleArn, p.Spec.Selectors, p.Status.Subnets, p.Spec.Tags, string(p.Status.Status)})
+		out = append(out, eksctlProfile{p.Name, p.Spec.PodExecutionRoleArn, p.Spec.Selectors, p.Status.Subnets, p.Spec.Tags, string(p.Status.Status), p.Status.Health})
 	}
 	return out
 }

@@ -76,6 +76,15 @@ func TestPrintProfiles(t *testing.T) {
 	if document.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &document, want)
 	}
+	p.Status.Health.Issues = []v1alpha1.ProfileIssue{{Code: v1alpha1.IssueAccessDenied, Message: "no", ResourceIDs: []string{"default/web"}}}
+	document.Reset()
+	if err := encode(&document, "json", eksctlProfiles([]v1alpha1.FargateProfile{p})); err != nil {
+		t.Fatal(err)
+	}
+	const health = `"health":{"issues":[{"code":"AccessDenied","message":"no","resourceIds":["default/web"]}]}`
+	if got := strings.Join(strings.Fields(document.String()), ""); !strings.Contains(got, health) {
+		t.Errorf("got %s, want %s in it", got, health)
+	}
 }
 
 // TestMessages: what users of EKS know, word by word.

@@ -218,6 +218,9 @@ func TestStrayPodEnds(t *testing.T) {
 		if deleted := get(t, c, pod).DeletionTimestamp != nil; deleted != placed {
 			t.Errorf("%s: deleted %t", name, deleted)
 		}
+		if gone(t, c, node) != placed { // the pod could be gone by now, and nobody would know its Node
+			t.Errorf("%s: node gone %t at once", name, !placed)
+		}
 		clock = clock.Add(time.Minute)
 		reconcileOnce(t, r, b)
 		if gone(t, c, pod) != placed || gone(t, c, node) != placed {

@@ -143,6 +143,10 @@ func TestProfileWhosePodsCannotBeDeleted(t *testing.T) {
 	if c := ready(p); p.Status.Status != v1alpha1.ProfileDeleteFailed || c.Reason != "DeleteFailed" || c.Message != want {
 		t.Errorf("status %s, condition %+v, want DELETE_FAILED, %q", p.Status.Status, c, want)
 	}
+	issue := v1alpha1.ProfileIssue{Code: v1alpha1.IssueInternalFailure, Message: want, ResourceIDs: []string{ns + "/kept"}}
+	if issues := p.Status.Health.Issues; !cmp.Equal(issues, []v1alpha1.ProfileIssue{issue}) {
+		t.Errorf("issues %+v, want %+v", issues, issue)
+	}
 	next := create(t, c, &v1alpha1.FargateProfile{ObjectMeta: metav1.ObjectMeta{Name: "after-stuck"}, Spec: profileSpec(ns)})
 	reconcileOnce(t, profiles(c), next)
 	if get(t, c, next).Status.Status != v1alpha1.ProfileActive {

@@ -84,12 +84,18 @@ func Run(ctx context.Context, o Options) error {
 	return mgr.Start(ctx)
 }
 
+// publisher makes addresses the host's own, and no other ones, and lets pods reach these ports of them. It may be asked for
+// what is so already.
+type publisher interface {
+	publish(ctx context.Context, addrs []netip.Addr, ports []netip.AddrPort) error
+}
+
 // reconciler brings HAProxy in line with the whole cluster: all objects lead to the same request.
 type reconciler struct {
 	client   client.Client
 	recorder record.EventRecorder
 	proxy    *proxy
-	host     *host
+	host     publisher
 	pool     *pool
 	said     map[string]string // object's UID and reason -> message of its last event
 }

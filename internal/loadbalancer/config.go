@@ -60,6 +60,14 @@ func (f Frontend) Scheme() string {
 	return "http"
 }
 
+// PortInURL is the port as the frontend's URLs have it: none if it is the scheme's own.
+func (f Frontend) PortInURL() string {
+	if own := map[string]int32{"http": 80, "https": 443}; f.Port == own[f.Scheme()] {
+		return ""
+	}
+	return fmt.Sprintf(":%d", f.Port)
+}
+
 // Route leads requests to a backend.
 type Route struct {
 	// Host in lower case; empty matches all, "*.example" one label more, ".example" any number.
@@ -119,6 +127,12 @@ func (b Backend) Options() string {
 	}
 	return ""
 }
+
+// backendNone answers what no route matches.
+const backendNone = "none"
+
+// None is the backend that answers what no route matches.
+func (Config) None() string { return backendNone }
 
 // Check of every server: a connection each 2 s.
 func (Config) Check() string { return "check inter 2s fall 2 rise 1" }
@@ -240,15 +254,18 @@ frontend {{.Name}}
   bind {{.Addr}}:{{.Port}}{{if .Certs}} ssl crt-list {{.CertList}} alpn h2,http/1.1{{end}}
   option forwardfor
   http-request set-var(txn.host) req.hdr(host),field(1,:),lower
+{{- with .PortInURL}}
+  http-request set-var(txn.port) str({{.}})
+{{- end}}
   http-request set-header X-Forwarded-Proto {{.Scheme}}
   http-request set-header X-Forwarded-Port {{.Port}}
 {{- range .Routes}}
   use_backend {{.Backend}} if {{.Condition}}
 {{- end}}
-  default_backend none
+  default_backend {{$.None}}
 {{end}}
 {{- if .Frontends}}
-backend none
+backend {{.None}}
   mode http
   http-request return status 404 content-type text/plain string "nothing is published at this host and path\n"
 {{end}}

@@ -3,11 +3,8 @@ package loadbalancer
 import (
 	"fmt"
 	"slices"
-	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
@@ -48,6 +45,9 @@ func (b *builder) gateways() {
 	for i := range b.Gateways {
 		g := &b.Gateways[i]
 		key := client.ObjectKeyFromObject(g)
+		for _, l := range listeners[key] {
+			l.close()
+		}
 		for _, f := range frontends[key] {
 			b.frontend(*f)
 		}
@@ -98,10 +98,27 @@ func (b *builder) listen(g *gateway.Gateway) ([]*listener, []*Frontend) {
 			}
 		}
 	}
-	if !addr.IsValid() || len(g.Spec.Addresses) > 0 {
-		return out, nil
+	if addr.IsValid() && refused(g).Type == "" {
+		return out, frontends
 	}
-	return out, frontends
+	for _, l := range out {
+		l.status.Conditions[len(l.status.Conditions)-1] = condition(g, string(gateway.ListenerConditionProgrammed), string(gateway.ListenerReasonInvalid),
+			"its Gateway is not served; the conditions of that say why")
+	}
+	return out, nil
+}
+
+// refused is the condition of a Gateway that asks for what is not served; without a type, it does not.
+func refused(g *gateway.Gateway) metav1.Condition {
+	switch {
+	case slices.ContainsFunc(g.Spec.Addresses, func(a gateway.GatewaySpecAddress) bool { return a.Value != "" }):
+		return condition(g, string(gateway.GatewayConditionAccepted), string(gateway.GatewayReasonUnsupportedAddress),
+			"an address is given out of a public Subnet and cannot be asked for: remove spec.addresses")
+	case g.Spec.Infrastructure != nil && g.Spec.Infrastructure.ParametersRef != nil:
+		return condition(g, string(gateway.GatewayConditionAccepted), string(gateway.GatewayReasonInvalidParameters),
+			"there are no parameters: remove spec.infrastructure.parametersRef")
+	}
+	return metav1.Condition{}
 }
 
 // judge says what is wrong with a listener, given those before it, and what certificates it has.
@@ -133,9 +150,15 @@ func (b *builder) judge(g *gateway.Gateway, l *listener, before []*listener) (ce
 		refuse(&accepted, gateway.ListenerReasonUnsupportedProtocol, "protocol %s is not served, only HTTP and HTTPS; a Service of type LoadBalancer passes TCP on", l.Protocol)
 	case mode != gateway.TLSModeTerminate:
 		refuse(&accepted, gateway.ListenerReasonUnsupportedValue, "TLS mode %s is not served; a Service of type LoadBalancer passes TLS on", mode)
+	case l.Protocol == gateway.HTTPSProtocolType && asksClients(g, l.Port):
+		refuse(&accepted, gateway.ListenerReasonUnsupportedValue, "clients' certificates are not validated: remove spec.tls.frontend, or pass TLS on by a Service of type LoadBalancer")
 	}
 	l.supports(g, &resolved)
-	if l.Protocol != gateway.HTTPSProtocolType || l.TLS == nil {
+	if l.Protocol != gateway.HTTPSProtocolType {
+		return nil, accepted, resolved
+	}
+	if l.TLS == nil || len(l.TLS.CertificateRefs) == 0 {
+		refuse(&resolved, gateway.ListenerReasonInvalidCertificateRef, "HTTPS needs tls.certificateRefs")
 		return nil, accepted, resolved
 	}
 	for _, ref := range l.TLS.CertificateRefs {
@@ -154,6 +177,20 @@ func (b *builder) judge(g *gateway.Gateway, l *listener, before []*listener) (ce
 	return certs, accepted, resolved
 }
 
+// asksClients tells whether clients of a port must have certificates.
+func asksClients(g *gateway.Gateway, port gateway.PortNumber) bool {
+	if g.Spec.TLS == nil || g.Spec.TLS.Frontend == nil {
+		return false
+	}
+	f := g.Spec.TLS.Frontend
+	for _, p := range f.PerPort {
+		if p.Port == port {
+			return p.TLS.Validation != nil
+		}
+	}
+	return f.Default.Validation != nil
+}
+
 // supports notes which of the kinds of routes that the listener asks for are served.
 func (l *listener) supports(g *gateway.Gateway, resolved *metav1.Condition) {
 	own := gateway.RouteGroupKind{Group: ptr.To[gateway.Group](gateway.GroupName), Kind: kindHTTPRoute}
@@ -170,40 +207,6 @@ func (l *listener) supports(g *gateway.Gateway, resolved *metav1.Condition) {
 	}
 }
 
-// allows tells whether the listener takes routes of a namespace.
-func (b *builder) allows(l *listener, namespace string) bool {
-	if len(l.status.SupportedKinds) == 0 {
-		return false
-	}
-	from, selector := gateway.NamespacesFromSame, (*metav1.LabelSelector)(nil)
-	if a := l.AllowedRoutes; a != nil && a.Namespaces != nil {
-		from, selector = ptr.Deref(a.Namespaces.From, from), a.Namespaces.Selector
-	}
-	switch from {
-	case gateway.NamespacesFromAll:
-		return true
-	case gateway.NamespacesFromSame:
-		return namespace == l.namespace
-	case gateway.NamespacesFromSelector:
-		s, err := metav1.LabelSelectorAsSelector(selector)
-		return err == nil && slices.ContainsFunc(b.Namespaces, func(n corev1.Namespace) bool { return n.Name == namespace && s.Matches(labels.Set(n.Labels)) })
-	}
-	return false
-}
-
-// granted tells whether an object of one namespace may name one of another.
-func (b *builder) granted(kind gateway.Kind, namespace string, wanted gateway.Kind, key client.ObjectKey) bool {
-	return namespace == key.Namespace || slices.ContainsFunc(b.Grants, func(g gateway.ReferenceGrant) bool {
-		return g.Namespace == key.Namespace &&
-			slices.ContainsFunc(g.Spec.From, func(f gateway.ReferenceGrantFrom) bool {
-				return f.Group == gateway.GroupName && f.Kind == kind && string(f.Namespace) == namespace
-			}) &&
-			slices.ContainsFunc(g.Spec.To, func(t gateway.ReferenceGrantTo) bool {
-				return t.Group == "" && t.Kind == wanted && (t.Name == nil || string(*t.Name) == key.Name)
-			})
-	})
-}
-
 func (b *builder) gatewayStatus(g *gateway.Gateway, listeners []*listener) gateway.GatewayStatus {
 	accepted := condition(g, string(gateway.GatewayConditionAccepted), "", "")
 	programmed := condition(g, string(gateway.GatewayConditionProgrammed), "", "")
@@ -218,8 +221,8 @@ func (b *builder) gatewayStatus(g *gateway.Gateway, listeners []*listener) gatew
 		}
 	}
 	switch addr := b.GatewayAddr[client.ObjectKeyFromObject(g)]; {
-	case len(g.Spec.Addresses) > 0:
-		accepted = condition(g, accepted.Type, string(gateway.GatewayReasonUnsupportedAddress), "an address is given out of a public Subnet and cannot be asked for: remove spec.addresses")
+	case refused(g).Type != "":
+		accepted = refused(g)
 		programmed = condition(g, programmed.Type, string(gateway.GatewayReasonInvalid), "it is not accepted")
 	case !served:
 		accepted.Status = metav1.ConditionFalse
@@ -231,89 +234,4 @@ func (b *builder) gatewayStatus(g *gateway.Gateway, listeners []*listener) gatew
 	}
 	s.Conditions = []metav1.Condition{accepted, programmed}
 	return s
-}
-
-// httpRoute attaches a route to the listeners that it names and that take it.
-func (b *builder) httpRoute(r *gateway.HTTPRoute, listeners map[client.ObjectKey][]*listener) {
-	var compiled []Route
-	var resolved metav1.Condition
-	unsupported := ""
-	for n, ref := range r.Spec.ParentRefs {
-		key := client.ObjectKey{Namespace: string(ptr.Deref(ref.Namespace, gateway.Namespace(r.Namespace))), Name: string(ref.Name)}
-		of, ours := listeners[key]
-		if !ours || ptr.Deref(ref.Group, gateway.GroupName) != gateway.GroupName || ptr.Deref(ref.Kind, kindGateway) != kindGateway {
-			continue
-		}
-		if resolved.Type == "" {
-			compiled, resolved, unsupported = b.rules(r)
-		}
-		accepted := condition(r, string(gateway.RouteConditionAccepted), "", "")
-		if unsupported != "" {
-			accepted = condition(r, accepted.Type, string(gateway.RouteReasonUnsupportedValue), unsupported)
-		} else if reason, why := b.attach(r, &r.Spec.ParentRefs[n], of, compiled); reason != "" {
-			accepted = condition(r, accepted.Type, string(reason), why)
-		}
-		b.RouteStatus[client.ObjectKeyFromObject(r)] = append(b.RouteStatus[client.ObjectKeyFromObject(r)],
-			gateway.RouteParentStatus{ParentRef: ref, ControllerName: GatewayController, Conditions: []metav1.Condition{accepted, resolved}})
-	}
-}
-
-// attach puts the routes, whose hosts are still open, to the listeners that a parentRef means; if to none, it says why.
-func (b *builder) attach(r *gateway.HTTPRoute, ref *gateway.ParentReference, of []*listener, compiled []Route) (gateway.RouteConditionReason, string) {
-	reason, why := gateway.RouteReasonNoMatchingParent, "the Gateway has no listener of this name and port"
-	attached := false
-	for _, l := range of {
-		if (ref.SectionName != nil && *ref.SectionName != l.Name) || (ref.Port != nil && *ref.Port != l.Port) {
-			continue
-		}
-		if !b.allows(l, r.Namespace) {
-			if reason == gateway.RouteReasonNoMatchingParent {
-				reason, why = gateway.RouteReasonNotAllowedByListeners, "no listener takes HTTPRoutes of namespace "+r.Namespace+" (allowedRoutes)"
-			}
-			continue
-		}
-		hosts := intersect(string(ptr.Deref(l.Hostname, "")), r.Spec.Hostnames)
-		if len(hosts) == 0 {
-			reason, why = gateway.RouteReasonNoMatchingListenerHostname, "no listener has one of the route's hostnames"
-			continue
-		}
-		attached = true
-		l.status.AttachedRoutes++
-		if l.frontend == nil {
-			continue
-		}
-		for _, host := range hosts {
-			for _, c := range compiled {
-				c.Host = host
-				l.frontend.Routes = append(l.frontend.Routes, c)
-			}
-		}
-	}
-	if attached {
-		return "", ""
-	}
-	return reason, why
-}
-
-// intersect are the hosts, as routes have them, that both a listener ("": all) and one of the hostnames (none: all) mean.
-func intersect(listener string, hostnames []gateway.Hostname) []string {
-	wild := func(host string) string { return strings.ToLower(strings.TrimPrefix(host, "*")) }
-	listener = wild(listener)
-	if len(hostnames) == 0 {
-		return []string{listener}
-	}
-	within := func(host, in string) bool {
-		return in == "" || host == in || strings.HasPrefix(in, ".") && strings.HasSuffix(host, in)
-	}
-	var out []string
-	for _, h := range hostnames {
-		switch host := wild(string(h)); {
-		case within(host, listener):
-			out = append(out, host)
-		case within(listener, host):
-			out = append(out, listener)
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
 }

@@ -255,16 +255,14 @@ func redirect(f *gateway.HTTPRequestRedirectFilter, matches []gateway.HTTPRouteM
 	if err != nil {
 		return nil, err
 	}
-	host := "%[req.hdr(host)]" // with its port, if it is not the scheme's own
-	if f.Hostname != nil || f.Scheme != nil || f.Port != nil {
-		host = "%[var(txn.host)]"
-	}
+	host, port, scheme := "%[var(txn.host)]", "", ptr.Deref(f.Scheme, "%[ssl_fc,iif(https,http)]")
 	if f.Hostname != nil {
 		host = strings.ToLower(string(*f.Hostname))
 	}
-	scheme := ptr.Deref(f.Scheme, "%[ssl_fc,iif(https,http)]")
-	port := ""
-	if p := ptr.Deref(f.Port, 0); p != 0 && (scheme != "http" || p != 80) && (scheme != "https" || p != 443) {
+	switch p := ptr.Deref(f.Port, 0); {
+	case p == 0 && f.Scheme == nil:
+		port = "%[var(txn.port)]" // the listener's
+	case p != 0 && (scheme != "http" || p != 80) && (scheme != "https" || p != 443):
 		port = fmt.Sprintf(":%d", p)
 	}
 	return append(rules, fmt.Sprintf("http-request redirect location '%s://%s%s%%[pathq]' code %d", scheme, host, port, ptr.Deref(f.StatusCode, 302))), nil

@@ -10,7 +10,35 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/gateway-api/pkg/features"
 )
+
+// served are the features of the Gateway API that Berth's classes have, by name. Upstream's conformance tests ask for them
+// (make conformance-gateway).
+var served = []features.FeatureName{
+	features.SupportGateway,
+	features.SupportGatewayAddressEmpty,
+	features.SupportGatewayHTTPListenerIsolation,
+	features.SupportGatewayPort8080,
+	features.SupportHTTPRoute,
+	features.SupportHTTPRoute303RedirectStatusCode,
+	features.SupportHTTPRoute307RedirectStatusCode,
+	features.SupportHTTPRoute308RedirectStatusCode,
+	features.SupportHTTPRouteBackendProtocolH2C,
+	features.SupportHTTPRouteBackendProtocolWebSocket,
+	features.SupportHTTPRouteBackendRequestHeaderModification,
+	features.SupportHTTPRouteHostRewrite,
+	features.SupportHTTPRouteMethodMatching,
+	features.SupportHTTPRouteNamedRouteRule,
+	features.SupportHTTPRouteParentRefPort,
+	features.SupportHTTPRoutePathRedirect,
+	features.SupportHTTPRoutePathRewrite,
+	features.SupportHTTPRoutePortRedirect,
+	features.SupportHTTPRouteQueryParamMatching,
+	features.SupportHTTPRouteResponseHeaderModification,
+	features.SupportHTTPRouteSchemeRedirect,
+	features.SupportReferenceGrant,
+}
 
 // writeGateways tells Gateways and HTTPRoutes what came of them. What other controllers say of a route stays.
 func (r *reconciler) writeGateways(ctx context.Context, c Cluster, built Built) error {
@@ -20,7 +48,15 @@ func (r *reconciler) writeGateways(ctx context.Context, c Cluster, built Built) 
 			continue
 		}
 		before := class.DeepCopy()
-		meta.SetStatusCondition(&class.Status.Conditions, condition(class, string(gateway.GatewayClassConditionStatusAccepted), "", ""))
+		accepted := condition(class, string(gateway.GatewayClassConditionStatusAccepted), "", "")
+		if class.Spec.ParametersRef != nil {
+			accepted = condition(class, accepted.Type, string(gateway.GatewayClassReasonInvalidParameters), "there are no parameters: remove spec.parametersRef")
+		}
+		meta.SetStatusCondition(&class.Status.Conditions, accepted)
+		class.Status.SupportedFeatures = nil
+		for _, name := range served {
+			class.Status.SupportedFeatures = append(class.Status.SupportedFeatures, gateway.SupportedFeature{Name: gateway.FeatureName(name)})
+		}
 		if err := r.patchStatus(ctx, class, before, equality.Semantic.DeepEqual(before.Status, class.Status)); err != nil {
 			return err
 		}

@@ -66,7 +66,12 @@ func TestLoadBalancers(t *testing.T) {
 	}
 	kubectl(t, "wait", "--for=condition=Ready", "pod/visitor", "--timeout=60s")
 	shows(t, "shop-", "exec", "visitor", "--", "wget", "-qO-", "http://"+nlb+":8080/")
-	for object, want := range map[string]string{"instances": "Set annotation service.beta.kubernetes.io/aws-load-balancer-nlb-target-type: ip", "shop": "there is no Secret broken", "safe": "Secret garbled: tls: failed to find any PEM data"} {
+	for want, object := range map[string]string{
+		"Set annotation service.beta.kubernetes.io/aws-load-balancer-nlb-target-type: ip": "instances",
+		"there is no Secret broken": "shop",
+		`host "shop.example", path /nothing: there is no Service nothing in namespace default; such requests are answered 503`: "shop",
+		"Secret garbled: tls: failed to find any PEM data":                                                                     "safe",
+	} {
 		shows(t, want, "get", "events", "--field-selector", "involvedObject.name="+object, "-o", "jsonpath={.items[*].message}")
 	}
 	t.Run("no request fails while pods are replaced", func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,7 +31,12 @@ var (
 	isolation = cmp.Or(os.Getenv("BERTH_ISOLATION"), "gvisor")
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if slices.Equal(os.Args[1:], []string{"serve"}) { // in a pod
+		os.Exit(fail(serve()))
+	}
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	dir, err := os.Getwd()

@@ -105,3 +105,20 @@ func nothingRuns(t *testing.T) {
 		}
 	}
 }
+
+// TestSecondCluster starts another cluster on this machine, with directories and processes of its own: the network is taken. The first one does
+// not notice (docs/decisions/20261126-one-cluster-per-host.md).
+func TestSecondCluster(t *testing.T) {
+	before := shell(t, "nft list table ip berth | grep -v counter | md5sum; ip -o addr show dev berth0")
+	out, err := exec.Command("unshare", "--mount", "--pid", "--fork", "--mount-proc", "bash", "-ec",
+		"mount -t tmpfs none /run; mount -t tmpfs none /var/lib/berth; "+filepath.Join(top, "bin", "berth")+" up").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "port 6443 is taken by another program") {
+		t.Errorf("a second berth up: %v, %s", err, out)
+	}
+	if after := shell(t, "nft list table ip berth | grep -v counter | md5sum; ip -o addr show dev berth0"); after != before {
+		t.Errorf("the second changed the first's network: %s became %s", before, after)
+	}
+	if out, err := berth("status", "-o", "json"); err != nil || !strings.Contains(out, `"ready": true,`) || strings.Contains(out, `"ready": false`) {
+		t.Errorf("the first cluster: %v\n%s", err, out)
+	}
+}

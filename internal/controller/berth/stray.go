@@ -28,10 +28,12 @@ func (r *Reconciler) endStray(ctx context.Context, berth types.NamespacedName) (
 	if err := r.Live.Get(ctx, berth, &v1alpha1.Berth{}); client.IgnoreNotFound(err) != nil || err == nil {
 		return reconcile.Result{}, err
 	}
-	if pod.DeletionTimestamp == nil {
-		return reconcile.Result{}, r.end(ctx, pod, reasonBerthMissing, "Berth "+berth.Name+" is gone, and with it the pod's machine")
+	ending := pod.DeletionTimestamp != nil
+	// The Node first: the pod may be gone at once, and with it what tells which Node was its own.
+	if err := r.deleteStrayNode(ctx, pod.Spec.NodeName, berth); err != nil {
+		return reconcile.Result{}, err
 	}
-	if err := r.deleteStrayNode(ctx, pod.Spec.NodeName); err != nil {
+	if err := r.end(ctx, pod, reasonBerthMissing, "Berth "+berth.Name+" is gone, and with it the pod's machine"); err != nil || !ending {
 		return reconcile.Result{}, err
 	}
 	return r.force(ctx, pod, deletedAt(pod).Add(unacceptedGrace))
@@ -52,14 +54,16 @@ func (r *Reconciler) placedPod(ctx context.Context, berth types.NamespacedName) 
 	return pod, nil
 }
 
-// deleteStrayNode deletes the Node unless a Berth has it: addresses, and with them names of nodes, are used again.
-func (r *Reconciler) deleteStrayNode(ctx context.Context, name string) error {
+// deleteStrayNode deletes the Node unless another Berth has it: addresses, and with them names of nodes, are used again.
+func (r *Reconciler) deleteStrayNode(ctx context.Context, name string, berth types.NamespacedName) error {
 	var berths v1alpha1.BerthList
 	if err := r.Client.List(ctx, &berths, client.MatchingFields{v1alpha1.BerthNodeNameField: name}); err != nil {
 		return fmt.Errorf("list the berths of node %s: %w", name, err)
 	}
-	if len(berths.Items) > 0 {
-		return nil
+	for i := range berths.Items { // the cache may have the one that is gone
+		if client.ObjectKeyFromObject(&berths.Items[i]) != berth {
+			return nil
+		}
 	}
 	return r.deleteNode(ctx, name)
 }

@@ -13,9 +13,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-run/berth/api/v1alpha1"
@@ -40,7 +42,7 @@ type Reconciler struct {
 	Isolation v1alpha1.Isolation
 }
 
-// Setup lets the manager run the reconciler; subnets, pods and other profiles lead back to profiles: one may wait for another.
+// Setup lets the manager run the reconciler; hosts, subnets, pods and other profiles lead back to profiles: one may wait for another.
 func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 	ofPod := func(_ context.Context, o client.Object) []reconcile.Request {
 		name := o.GetLabels()[eks.LabelProfile]
@@ -62,6 +64,7 @@ func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 	}
 	return ctrl.NewControllerManagedBy(mgr).Named("profile").
 		Watches(&v1alpha1.FargateProfile{}, handler.EnqueueRequestsFromMapFunc(all)).
+		Watches(&v1alpha1.Host{}, handler.EnqueueRequestsFromMapFunc(all), builder.WithPredicates(predicate.Funcs{UpdateFunc: hostChanged})).
 		Watches(&v1alpha1.Subnet{}, handler.EnqueueRequestsFromMapFunc(all)).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(ofPod)).
 		Complete(r)
@@ -89,8 +92,13 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err := r.Client.List(ctx, &subnets); err != nil {
 		return reconcile.Result{}, fmt.Errorf("list subnets: %w", err)
 	}
+	var hosts v1alpha1.HostList
+	if err := r.Client.List(ctx, &hosts); err != nil {
+		return reconcile.Result{}, fmt.Errorf("list hosts: %w", err)
+	}
 	before := p.DeepCopy()
 	r.judge(p, subnets.Items, profiles.Items)
+	p.Status.Health.Issues = append(p.Status.Health.Issues, unreachable(p, subnets.Items, hosts.Items)...)
 	return reconcile.Result{}, r.patchStatus(ctx, before, p)
 }
 
@@ -109,8 +117,13 @@ func (r *Reconciler) judge(p *v1alpha1.FargateProfile, subnets []v1alpha1.Subnet
 	if len(wrong) == 0 && len(private) == 0 {
 		wrong = []string{"the cluster has no private subnet; create one (kind Subnet, spec.type private)"}
 	}
+	p.Status.Health.Issues = nil
+	if len(wrong) > 0 {
+		p.Status.Health.Issues = []v1alpha1.ProfileIssue{{Code: v1alpha1.IssueInvalidParameter, Message: strings.Join(wrong, " ")}}
+	}
 	if exceeded := r.Quotas.Exceeded(p, r.Cluster, profiles); exceeded != "" {
 		wrong = append(wrong, exceeded)
+		p.Status.Health.Issues = append(p.Status.Health.Issues, v1alpha1.ProfileIssue{Code: v1alpha1.IssueResourceLimitExceeded, Message: exceeded})
 	}
 	p.Status.ObservedGeneration = p.Generation
 	p.Status.Isolation = cmp.Or(p.Spec.Isolation, r.Isolation, v1alpha1.IsolationAuto)
@@ -168,16 +181,16 @@ func (r *Reconciler) finalize(ctx context.Context, p, ahead *v1alpha1.FargatePro
 		}
 		return nil
 	}
-	p.Status.Status = v1alpha1.ProfileDeleting
+	p.Status.Status, p.Status.Health.Issues = v1alpha1.ProfileDeleting, nil
 	if ahead != nil {
 		conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, reasonWaiting,
 			rules.MessageCannotDelete(p.Name, r.Cluster, ahead)+"; it is deleted after that, and its pods run until then")
 		return r.patchStatus(ctx, before, p)
 	}
 	conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, rules.ReasonDeleting, fmt.Sprintf("waiting for %d pods to end", len(pods)))
-	failed := r.deletePods(ctx, p, pods)
+	issues, failed := r.deletePods(ctx, p, pods)
 	if failed != nil {
-		p.Status.Status = v1alpha1.ProfileDeleteFailed
+		p.Status.Status, p.Status.Health.Issues = v1alpha1.ProfileDeleteFailed, issues
 		conditions.Set(&p.Status.Conditions, v1alpha1.ConditionReady, false, p.Generation, "DeleteFailed", failed.Error()+"; it is tried again")
 	}
 	return errors.Join(failed, r.patchStatus(ctx, before, p))
@@ -192,18 +205,21 @@ func (r *Reconciler) podsOf(ctx context.Context, p *v1alpha1.FargateProfile) ([]
 	return slices.DeleteFunc(pods.Items, func(pod corev1.Pod) bool { return pod.Spec.SchedulerName != eks.SchedulerName }), nil
 }
 
-func (r *Reconciler) deletePods(ctx context.Context, p *v1alpha1.FargateProfile, pods []corev1.Pod) error {
+// deletePods says, by kind of failure, which pods could not be deleted.
+func (r *Reconciler) deletePods(ctx context.Context, p *v1alpha1.FargateProfile, pods []corev1.Pod) ([]v1alpha1.ProfileIssue, error) {
 	var failed []error
+	var issues []v1alpha1.ProfileIssue
 	for i := range pods {
 		pod := &pods[i]
 		if pod.DeletionTimestamp != nil {
 			continue
 		}
 		if err := r.Client.Delete(ctx, pod); client.IgnoreNotFound(err) != nil {
-			failed = append(failed, fmt.Errorf("delete pod %s/%s of profile %s: %w", pod.Namespace, pod.Name, p.Name, err))
+			err = fmt.Errorf("delete pod %s/%s of profile %s: %w", pod.Namespace, pod.Name, p.Name, err)
+			failed, issues = append(failed, err), addIssue(issues, err, pod)
 		}
 	}
-	return errors.Join(failed...)
+	return issues, errors.Join(failed...)
 }
 
 func (r *Reconciler) patchStatus(ctx context.Context, before, p *v1alpha1.FargateProfile) error {
