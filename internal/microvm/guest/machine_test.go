@@ -265,7 +265,6 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
-<<<<<<< HEAD
 // TestImageVolumes: a volume that the image declares has what the image has there, and can be written to though the root file system cannot.
 func TestImageVolumes(t *testing.T) {
 	m := pod(t)
@@ -281,7 +280,9 @@ func TestImageVolumes(t *testing.T) {
 	}
 	if got, want := m.output("main", "", 1), "/bin/cat\n/bin/new\n\n/made/here:\nnew\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
-=======
+	}
+}
+
 // TestPartsOfVolumes: what a container gets of a volume is a directory or file of that volume, whatever links another container left there; it goes
 // with the container, and the volume stays.
 func TestPartsOfVolumes(t *testing.T) {
@@ -335,7 +336,6 @@ func TestPartsOfVolumes(t *testing.T) {
 	}
 	if got := in("last", "cat /v/new/er/x /v/real/y", volume); got != "made\ninside\n" {
 		t.Errorf("the volume holds %q", got)
->>>>>>> h1
 	}
 }
 
