@@ -139,7 +139,7 @@ func newReconciler(ctx context.Context, mgr ctrl.Manager, config *rest.Config, o
 	if err != nil {
 		return nil, err
 	}
-	ranges, err := newSubnets(mgr, host)
+	ranges, err := newSubnets(mgr, host, o.Dirs)
 	if err != nil {
 		return nil, err
 	}
@@ -226,8 +226,13 @@ func (r *reconciler) reportOnce(ctx context.Context) error {
 		}
 		free[name] = left
 	}
-	if h.Status.Networks, err = networks(r.options.Dirs); err != nil {
+	in, err := networks(r.options.Dirs)
+	if err != nil {
 		return err
+	}
+	h.Status.Networks = nil
+	for _, n := range in {
+		h.Status.Networks = append(h.Status.Networks, n.String())
 	}
 	_, address := network.Uplink()
 	h.Status.Capacity, h.Status.Free, h.Status.Address = capacity, free, address

@@ -31,13 +31,15 @@ type subnets struct {
 	client client.Reader
 	live   client.Reader // the API server itself
 	net    subnetNetwork
+	// taken are networks that the host is in: a subnet that overlaps one is none of this host's, whatever its condition says by now.
+	taken func() ([]netip.Prefix, error)
 
 	mu    sync.Mutex
 	known map[string]network.Subnet // by name; nil: nothing is in the kernel yet
 }
 
-func newSubnets(mgr ctrl.Manager, net subnetNetwork) (*subnets, error) {
-	s := &subnets{client: mgr.GetClient(), live: mgr.GetAPIReader(), net: net}
+func newSubnets(mgr ctrl.Manager, net subnetNetwork, dirs layout.Dirs) (*subnets, error) {
+	s := &subnets{client: mgr.GetClient(), live: mgr.GetAPIReader(), net: net, taken: func() ([]netip.Prefix, error) { return networks(dirs) }}
 	one := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} })
 	if err := ctrl.NewControllerManagedBy(mgr).Named("subnets").Watches(&v1alpha1.Subnet{}, one).Complete(s); err != nil {
 		return nil, fmt.Errorf("watch subnets: %w", err)
@@ -76,11 +78,15 @@ func (s *subnets) update(ctx context.Context, from client.Reader) (map[string]ne
 	if err := from.List(ctx, &list); err != nil {
 		return nil, fmt.Errorf("list subnets: %w", err)
 	}
+	taken, err := s.taken()
+	if err != nil {
+		return nil, err
+	}
 	now := map[string]network.Subnet{}
 	for i := range list.Items {
 		n := &list.Items[i]
 		cidr, err := netip.ParsePrefix(n.Spec.CIDR)
-		if err != nil || profile.Conflict(n, list.Items) != "" {
+		if err != nil || profile.Conflict(n, list.Items) != "" || slices.ContainsFunc(taken, cidr.Overlaps) {
 			continue
 		}
 		now[n.Name] = network.Subnet{CIDR: cidr, Public: n.Spec.Type == v1alpha1.SubnetPublic, NAT: n.Spec.NATGateway == nil || *n.Spec.NATGateway}
@@ -97,19 +103,11 @@ func (s *subnets) update(ctx context.Context, from client.Reader) (map[string]ne
 
 // networks are those that no subnet may overlap. With a CNI chain of the operator's own, subnets describe networks of the
 // host: they may.
-func networks(dirs layout.Dirs) ([]string, error) {
+func networks(dirs layout.Dirs) ([]netip.Prefix, error) {
 	if runtimeconf.OwnChain(dirs) {
 		return nil, nil
 	}
-	found, err := network.Networks()
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, p := range found {
-		out = append(out, p.String())
-	}
-	return out, nil
+	return network.Networks()
 }
 
 // bits per second of a limit; 0 is none.

@@ -101,7 +101,8 @@ func routeSubnets(pods []netip.Prefix, vpc netip.Prefix) error {
 			return err
 		}
 		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Src: net.ParseIP(layout.GatewayIP), Scope: netlink.SCOPE_LINK}
-		if err := netlink.RouteReplace(route); err != nil {
+		// A route to somewhere else stays: nothing of the host's own is ever replaced.
+		if err := netlink.RouteAdd(route); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("route %s to %s: %w", p, layout.GatewayLink, err)
 		}
 	}

@@ -87,6 +87,12 @@ func TestSubnets(t *testing.T) {
 	set(false, true)
 	check("no NAT any more", podNS, podIP, "")
 	check("NAT again", otherNS, otherIP, uplinkIP)
+	if err := h.SetSubnets(t.Context(), []Subnet{{CIDR: netip.MustParsePrefix("203.0.113.0/24"), NAT: true}}); err != nil {
+		t.Fatal(err)
+	}
+	if routes, err := netlink.RouteGet(net.ParseIP(outside)); err != nil || len(routes) != 1 || !routes[0].Src.Equal(net.ParseIP(uplinkIP)) {
+		t.Errorf("a subnet took the route to the host's own network: %v, %v", routes, err)
+	}
 	networks, err := Networks()
 	if err != nil || !slices.Contains(networks, netip.MustParsePrefix("203.0.113.0/24")) || slices.Contains(networks, netip.MustParsePrefix("10.91.0.0/24")) {
 		t.Errorf("the host's own networks are %v, %v", networks, err)
