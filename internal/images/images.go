@@ -30,13 +30,17 @@ import (
 const pullLimit = 10 * time.Minute
 
 // Seed puts the images that came with Berth (binDir/images/*.tar) into the loopback registry, unless they are there.
-func Seed(ctx context.Context, _ berthlayout.Dirs, binDir string) error {
+func Seed(ctx context.Context, dirs berthlayout.Dirs, binDir string) error {
+	to, err := open(dirs)
+	if err != nil {
+		return err
+	}
 	archives, err := filepath.Glob(filepath.Join(binDir, "images", "*.tar"))
 	if err != nil {
 		return err
 	}
 	for _, archive := range archives {
-		if _, err := pushArchive(ctx, archive); err != nil {
+		if _, err := to.pushArchive(ctx, archive); err != nil {
 			return fmt.Errorf("seed the registry with %s: %w", filepath.Base(archive), err)
 		}
 	}
@@ -46,7 +50,11 @@ func Seed(ctx context.Context, _ berthlayout.Dirs, binDir string) error {
 // Load makes an image available to pods: source is an archive (docker or OCI, also compressed) or the name of an image
 // that is pulled from its registry. It returns the names that were loaded.
 func Load(ctx context.Context, dirs berthlayout.Dirs, source string) ([]string, error) {
-	if err := ping(ctx); err != nil {
+	to, err := open(dirs)
+	if err != nil {
+		return nil, err
+	}
+	if err := to.ping(ctx); err != nil {
 		return nil, err
 	}
 	info, err := os.Stat(source)
@@ -54,17 +62,27 @@ func Load(ctx context.Context, dirs berthlayout.Dirs, source string) ([]string, 
 	case err == nil && info.IsDir():
 		return nil, fmt.Errorf("%s is a directory; give an image archive (docker save, or OCI) or an image name", source)
 	case err == nil:
-		return loadArchive(ctx, dirs, source)
+		return to.loadArchive(ctx, dirs, source)
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("read %s: %w", source, err)
 	case strings.HasPrefix(source, ".") || strings.HasPrefix(source, "/") || strings.Contains(source, ".tar"):
 		return nil, fmt.Errorf("no such file: %s", source)
 	}
-	return loadName(ctx, dirs, source)
+	return to.loadName(ctx, dirs, source)
 }
 
-func ping(ctx context.Context) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+registry()+"/v2/", nil)
+// registry is the loopback registry, as who may write to it.
+type registry struct{ auth authn.Basic }
+
+func open(dirs berthlayout.Dirs) (registry, error) {
+	password, err := runtimeconf.RegistryPassword(dirs)
+	return registry{authn.Basic{Username: runtimeconf.RegistryUser, Password: password}}, err
+}
+
+func (registry) address() string { return fmt.Sprintf("127.0.0.1:%d", berthlayout.RegistryPort) }
+
+func (r registry) ping(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.address()+"/", nil)
 	if err != nil {
 		return err
 	}
@@ -75,10 +93,8 @@ func ping(ctx context.Context) error {
 	return resp.Body.Close()
 }
 
-func registry() string { return fmt.Sprintf("127.0.0.1:%d", berthlayout.RegistryPort) }
-
-func loadArchive(ctx context.Context, dirs berthlayout.Dirs, path string) ([]string, error) {
-	names, err := pushArchive(ctx, path)
+func (r registry) loadArchive(ctx context.Context, dirs berthlayout.Dirs, path string) ([]string, error) {
+	names, err := r.pushArchive(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +120,7 @@ func fetch(ctx context.Context, dirs berthlayout.Dirs, names ...string) error {
 	return nil
 }
 
-func loadName(ctx context.Context, dirs berthlayout.Dirs, source string) ([]string, error) {
+func (r registry) loadName(ctx context.Context, dirs berthlayout.Dirs, source string) ([]string, error) {
 	ref, err := name.ParseReference(source)
 	if err != nil {
 		return nil, fmt.Errorf("%q is neither a file nor an image name: %w", source, err)
@@ -113,7 +129,7 @@ func loadName(ctx context.Context, dirs berthlayout.Dirs, source string) ([]stri
 	if err != nil {
 		return nil, fmt.Errorf("pull %s (without a way to its registry, load a file made by docker save): %w", ref.Name(), err)
 	}
-	if err := push(ctx, ref, image); err != nil {
+	if err := r.push(ctx, ref, image); err != nil {
 		return nil, err
 	}
 	name := containerdName(ref)
@@ -146,10 +162,10 @@ func containerdName(ref name.Reference) string {
 	return registryOf(ref) + strings.TrimPrefix(ref.Name(), ref.Context().RegistryStr())
 }
 
-func push(ctx context.Context, ref name.Reference, image v1.Image) error {
-	target := fmt.Sprintf("%s/%s:%s", registry(), runtimeconf.Repository(registryOf(ref), ref.Context().RepositoryStr()), ref.Identifier())
+func (r registry) push(ctx context.Context, ref name.Reference, image v1.Image) error {
+	target := fmt.Sprintf("%s/%s:%s", r.address(), runtimeconf.Repository(registryOf(ref), ref.Context().RepositoryStr()), ref.Identifier())
 	if digest, ok := ref.(name.Digest); ok {
-		target = fmt.Sprintf("%s/%s@%s", registry(), runtimeconf.Repository(registryOf(ref), ref.Context().RepositoryStr()), digest.DigestStr())
+		target = fmt.Sprintf("%s/%s@%s", r.address(), runtimeconf.Repository(registryOf(ref), ref.Context().RepositoryStr()), digest.DigestStr())
 	}
 	to, err := name.ParseReference(target, name.Insecure)
 	if err != nil {
@@ -159,21 +175,21 @@ func push(ctx context.Context, ref name.Reference, image v1.Image) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", ref.Name(), err)
 	}
-	if have, err := remote.Head(to, remote.WithContext(ctx)); err == nil && have.Digest == want {
+	if have, err := remote.Head(to, remote.WithContext(ctx), remote.WithAuth(&r.auth)); err == nil && have.Digest == want {
 		return nil
 	}
-	if err := remote.Write(to, image, remote.WithContext(ctx)); err != nil {
+	if err := remote.Write(to, image, remote.WithContext(ctx), remote.WithAuth(&r.auth)); err != nil {
 		return fmt.Errorf("put %s into the cluster's registry: %w", ref.Name(), err)
 	}
 	return nil
 }
 
 // pushArchive puts every named image of an archive into the loopback registry.
-func pushArchive(ctx context.Context, path string) ([]string, error) {
+func (r registry) pushArchive(ctx context.Context, path string) ([]string, error) {
 	opener := func() (fsFile, error) { return openMaybeCompressed(path) }
 	manifest, err := tarball.LoadManifest(opener)
 	if err != nil {
-		return pushOCI(ctx, path, err)
+		return r.pushOCI(ctx, path, err)
 	}
 	var names []string
 	for _, m := range manifest {
@@ -189,7 +205,7 @@ func pushArchive(ctx context.Context, path string) ([]string, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read %s from %s: %w", t, path, err)
 			}
-			if err := push(ctx, tag, image); err != nil {
+			if err := r.push(ctx, tag, image); err != nil {
 				return nil, err
 			}
 			names = append(names, containerdName(tag))
@@ -199,7 +215,7 @@ func pushArchive(ctx context.Context, path string) ([]string, error) {
 }
 
 // pushOCI takes an OCI layout in a tar archive; why is what the docker reader said.
-func pushOCI(ctx context.Context, path string, why error) ([]string, error) {
+func (r registry) pushOCI(ctx context.Context, path string, why error) ([]string, error) {
 	dir, err := os.MkdirTemp("", "berth-image-")
 	if err != nil {
 		return nil, err
@@ -231,7 +247,7 @@ func pushOCI(ctx context.Context, path string, why error) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read %s from %s: %w", n, path, err)
 		}
-		if err := push(ctx, ref, image); err != nil {
+		if err := r.push(ctx, ref, image); err != nil {
 			return nil, err
 		}
 		names = append(names, containerdName(ref))

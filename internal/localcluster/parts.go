@@ -68,7 +68,7 @@ func makeParts(dirs layout.Dirs, binDir, hostName string, settings Settings) ([]
 	pki := func(name string) string { return filepath.Join(dirs.PKI(), name) }
 	return []part{
 		{name: "etcd", program: "etcd", args: etcdArgs(dirs), ready: etcdReady(dirs), limit: 60 * time.Second},
-		{name: "registry", program: "registry", args: []string{"serve", registryConfig}, ready: http(layout.RegistryPort, "/v2/"), limit: 30 * time.Second},
+		{name: "registry", program: "registry", args: []string{"serve", registryConfig}, ready: http(layout.RegistryPort, "/"), limit: 30 * time.Second},
 		{name: "containerd", program: "containerd", args: []string{"--config", containerdConfig}, ready: listens(dirs.ContainerdSocket()), limit: 60 * time.Second, keepChildren: true},
 		{name: "kube-apiserver", program: "kube-apiserver", args: apiServerArgs(dirs, authFile), needs: []string{"etcd"}, ready: https(layout.APIServerPort, "/readyz"), limit: 120 * time.Second},
 		{name: "kube-controller-manager", program: "kube-controller-manager", args: controllerManagerArgs(dirs), needs: []string{"kube-apiserver"}, ready: https(layout.ControllerManagerPort, "/healthz"), limit: 60 * time.Second},

@@ -77,7 +77,7 @@ func start(t *testing.T) *machine {
 	launch(t, binDir, "registry", "serve", registryConfig)
 	launch(t, binDir, "containerd", "--config", containerdConfig)
 	waitFor(t, "the registry", func() error {
-		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/v2/", layout.RegistryPort))
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", layout.RegistryPort))
 		if err != nil {
 			return err
 		}

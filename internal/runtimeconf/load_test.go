@@ -2,6 +2,8 @@ package runtimeconf_test
 
 import (
 	"compress/gzip"
+	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,10 +12,12 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-run/berth/internal/images"
+	"github.com/berth-run/berth/internal/runtimeconf"
 )
 
 func TestLoad(t *testing.T) {
@@ -52,11 +56,26 @@ func TestLoad(t *testing.T) {
 	})
 	t.Run("a name", func(t *testing.T) {
 		const source = "127.0.0.1:23500/docker.io/library/busybox:latest"
+		signIn(t, m)
 		if names, err := images.Load(t.Context(), m.dirs, source); err != nil || !slices.Equal(names, []string{source}) {
 			t.Fatalf("got %v, %v", names, err)
 		}
 		if status, err := m.images.ImageStatus(t.Context(), &cri.ImageSpec{Image: source}, false); err != nil || status.Image == nil {
 			t.Errorf("containerd does not have it: %v, %v", status, err)
+		}
+	})
+	t.Run("nobody else reads or writes", func(t *testing.T) {
+		resp, err := http.Get("http://127.0.0.1:23500/v2/docker.io/library/busybox/manifests/latest")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		to, err := name.NewTag("127.0.0.1:23500/docker.io/library/nginx:latest")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := remote.Write(to, image); resp.StatusCode != http.StatusUnauthorized || err == nil || !strings.Contains(err.Error(), "401") {
+			t.Errorf("without a password an image is read with %s, and written with %v", resp.Status, err)
 		}
 	})
 	for what, c := range map[string]struct{ source, want string }{
@@ -71,6 +90,21 @@ func TestLoad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// signIn has docker's configuration hold the credential of the loopback registry, for the test's end.
+func signIn(t *testing.T, m *machine) {
+	t.Helper()
+	password, err := runtimeconf.RegistryPassword(m.dirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	config := fmt.Sprintf(`{"auths": {"127.0.0.1:23500": {"username": %q, "password": %q}}}`, runtimeconf.RegistryUser, password)
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DOCKER_CONFIG", dir)
 }
 
 // checkUsable sees that an image is in containerd (pull policies IfNotPresent and Never) and can be pulled (Always).

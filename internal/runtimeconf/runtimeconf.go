@@ -5,10 +5,9 @@ package runtimeconf
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
-	"strings"
 
 	"github.com/berth-run/berth/internal/layout"
 )
@@ -23,10 +22,15 @@ var mirrored = map[string]string{
 }
 
 func write(file, content string) error {
+	return writeAs(file, content, 0o644)
+}
+
+// writeAs writes a file; mode is of one that is new.
+func writeAs(file, content string, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("make the configuration directory: %w", err)
 	}
-	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(content), mode); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	return nil
@@ -66,43 +70,6 @@ func WriteContainerd(dirs layout.Dirs, binDir string) (string, error) {
 	}
 	return filepath.Join(conf, "containerd.toml"), nil
 }
-
-// Mirror lets containerd look into the loopback registry before it asks the registry (host[:port]) itself, at upstream.
-func Mirror(dirs layout.Dirs, registry, upstream string) error {
-	file := filepath.Join(HostsDir(dirs), registry, "hosts.toml")
-	return write(file, fmt.Sprintf(hostsConfig, upstream, layout.RegistryPort, Repository(registry, "")))
-}
-
-// HostsDir holds, for each registry that has a mirror, a folder that tells containerd so.
-func HostsDir(dirs layout.Dirs) string { return filepath.Join(dirs.Config(), "certs.d") }
-
-// Repository is where the loopback registry keeps a repository of another registry (host[:port]).
-func Repository(registry, repository string) string {
-	return path.Join(strings.ReplaceAll(registry, ":", "_"), repository)
-}
-
-// WriteRegistry writes the loopback registry's configuration and returns its path.
-func WriteRegistry(dirs layout.Dirs) (string, error) {
-	file := filepath.Join(dirs.Config(), "registry.yaml")
-	return file, write(file, fmt.Sprintf(registryConfig, dirs.Registry(), layout.RegistryPort))
-}
-
-// hostsConfig gives up early on a registry that does not answer: most machines without internet drop packets silently.
-const hostsConfig = `server = "%s"
-dial_timeout = "5s"
-
-[host."http://127.0.0.1:%d/v2/%s"]
-  capabilities = ["pull", "resolve"]
-  override_path = true
-`
-
-const registryConfig = `version: 0.1
-log: {level: warn, accesslog: {disabled: true}}
-storage:
-  filesystem: {rootdirectory: %s}
-  delete: {enabled: true}
-http: {addr: "127.0.0.1:%d"}
-`
 
 // runscConfig: systrap needs no hardware virtualization; writes of a container go to the sandbox's own memory-backed or
 // file-backed overlay, never into the image. Raw sockets and set-user-ID programs work as in other Kubernetes pods (ping,
