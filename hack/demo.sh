@@ -189,6 +189,6 @@ step "Done"
 kubectl delete ingress,deployment,job,cronjob,pod,service -l demo=berth --wait=true >/dev/null
 berth delete fargateprofile --cluster berth --name web --wait >/dev/null
 cat <<TEXT
-The cluster goes on running. Use it:    export KUBECONFIG=/var/lib/berth/kubeconfig/admin   (or: bin/berth kubectl ...)
+What it made is removed again. The cluster goes on running. Use it:    export KUBECONFIG=/var/lib/berth/kubeconfig/admin   (or: bin/berth kubectl ...)
 Stop it and leave nothing behind:       make down
 TEXT

@@ -6,6 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 out="$top/bin/images"
 suite=bookworm
+[ "$(id -u)" = 0 ] || { echo "making images needs root" >&2; exit 1; }
 # The pause image of the Kubernetes that go.mod names.
 kubernetes=$(cd "$top" && go list -m -f '{{.Dir}}' k8s.io/kubernetes)
 pause_version=$(sed -n 's/^TAG ?= *//p' "$kubernetes/build/pause/Makefile")

@@ -52,11 +52,14 @@ func create(dirs layout.Dirs) *cobra.Command {
 	var labels, tags map[string]string
 	var subnets, allowed []string
 	var privileged bool
-	c := &cobra.Command{Use: "fargateprofile", Aliases: profileNouns, Args: cobra.NoArgs, Short: "Create a Fargate profile: which pods run on Berth",
+	c := &cobra.Command{Use: "fargateprofile [NAME]", Aliases: profileNouns, Args: cobra.MaximumNArgs(1), Short: "Create a Fargate profile: which pods run on Berth",
 		Example: `  berth create fargateprofile --cluster berth --name web --namespace default --labels app=web
   berth create fargateprofile --namespace 'prod-*' --isolation gvisor
   berth create fargateprofile --name builds --namespace ci --isolation microvm --allow-privileged`,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := errors.Join(takeName(c, args, &name), notEmpty(c, "subnets", len(subnets))); err != nil {
+				return err
+			}
 			if name == "" {
 				name = generatedName(token)
 			}
@@ -97,6 +100,25 @@ func toIsolations(names []string) []v1alpha1.Isolation {
 		out = append(out, v1alpha1.Isolation(n))
 	}
 	return out
+}
+
+// takeName takes a profile's name that was given without its flag. A flag that is given has a value: an unset variable of a shell is a mistake.
+func takeName(c *cobra.Command, args []string, name *string) error {
+	if len(args) == 1 {
+		if c.Flags().Changed("name") {
+			return fmt.Errorf("two names are given, %q and --name %q: give one", args[0], *name)
+		}
+		*name = args[0]
+		return nil
+	}
+	return notEmpty(c, "name", len(*name))
+}
+
+func notEmpty(c *cobra.Command, flag string, length int) error {
+	if c.Flags().Changed(flag) && length == 0 {
+		return fmt.Errorf("--%s is empty: leave it out, or give it a value", flag)
+	}
+	return nil
 }
 
 // generatedName is a name such as eksctl makes, fp-9bfc77ad; the same for the same token.
@@ -234,9 +256,12 @@ func awaitGone(ctx context.Context, c client.Client, p *v1alpha1.FargateProfile)
 func get(dirs layout.Dirs) *cobra.Command {
 	parent := &cobra.Command{Use: "get", Short: "Get Fargate profiles"}
 	var cluster, name, output string
-	c := &cobra.Command{Use: "fargateprofile", Aliases: profileNouns, Args: cobra.NoArgs, Short: "Get Fargate profiles",
+	c := &cobra.Command{Use: "fargateprofile [NAME]", Aliases: profileNouns, Args: cobra.MaximumNArgs(1), Short: "Get Fargate profiles",
 		Example: "  berth get fargateprofile --cluster berth\n  berth get fargateprofile --name web -o yaml",
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := takeName(c, args, &name); err != nil {
+				return err
+			}
 			profiles, err := listProfiles(c.Context(), dirs, cluster, name)
 			if err != nil {
 				return err
@@ -280,17 +305,20 @@ func remove(dirs layout.Dirs) *cobra.Command {
 	parent := &cobra.Command{Use: "delete", Short: "Delete a Fargate profile"}
 	var cluster, name string
 	var await bool
-	c := &cobra.Command{Use: "fargateprofile", Aliases: profileNouns, Args: cobra.NoArgs, Short: "Delete a Fargate profile and the pods that run on it",
+	c := &cobra.Command{Use: "fargateprofile [NAME]", Aliases: profileNouns, Args: cobra.MaximumNArgs(1), Short: "Delete a Fargate profile and the pods that run on it",
 		Example: "  berth delete fargateprofile --cluster berth --name web --wait",
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := takeName(c, args, &name); err != nil {
+				return err
+			}
+			if name == "" {
+				return errors.New("required flag(s) \"name\" not set: which profile?")
+			}
 			return deleteProfile(c.Context(), dirs, cluster, name, await, c.OutOrStdout())
 		}}
 	c.Flags().StringVar(&cluster, "cluster", layout.DefaultCluster, "name of the cluster")
 	c.Flags().StringVar(&name, "name", "", "name of the profile")
 	c.Flags().BoolVar(&await, "wait", false, "wait until the profile and its pods are gone")
-	if err := c.MarkFlagRequired("name"); err != nil {
-		panic(err) // the flag is defined above
-	}
 	parent.AddCommand(c)
 	return parent
 }

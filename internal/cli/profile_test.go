@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/api/v1alpha1"
@@ -99,6 +100,26 @@ func TestMessages(t *testing.T) {
 	} {
 		if test.got == nil || test.got.Error() != test.want {
 			t.Errorf("%s: got %v, want %q", name, test.got, test.want)
+		}
+	}
+}
+
+// TestTakeName: a name is given with its flag or without, once, and not as nothing.
+func TestTakeName(t *testing.T) {
+	for line, want := range map[string]string{
+		"": "", "web": "web", "--name web": "web",
+		"web --name db": `two names are given, "web" and --name "db": give one`,
+		"--name=":       "--name is empty: leave it out, or give it a value",
+	} {
+		var got string
+		c := &cobra.Command{Use: "x", SilenceUsage: true, SilenceErrors: true, RunE: func(c *cobra.Command, args []string) error { return takeName(c, args, &got) }}
+		c.Flags().StringVar(&got, "name", "", "")
+		c.SetArgs(strings.Fields(line))
+		if err := c.Execute(); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
 		}
 	}
 }

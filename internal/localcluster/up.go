@@ -256,11 +256,12 @@ func stopLeftovers(dirs layout.Dirs, pods bool) error {
 			continue // it has ended
 		}
 		target = strings.TrimSuffix(target, " (deleted)")
-		ours := filepath.Dir(target) == binDir && slices.Contains(names, filepath.Base(target)) || filepath.Base(target) == "haproxy"
-		if !ours || !mentions(filepath.Dir(exe), dirs) {
+		name, proc := filepath.Base(target), filepath.Dir(exe)
+		ours := filepath.Dir(target) == binDir && slices.Contains(names, name) || name == "haproxy"
+		if !ours || !mentions(proc, dirs) || name != "runsc" && !sameMounts(proc) {
 			continue
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(exe)))
+		pid, err := strconv.Atoi(filepath.Base(proc))
 		if err != nil {
 			return err
 		}
@@ -275,6 +276,17 @@ func stopLeftovers(dirs layout.Dirs, pods bool) error {
 func mentions(proc string, dirs layout.Dirs) bool {
 	line, err := os.ReadFile(filepath.Join(proc, "cmdline"))
 	return err == nil && (strings.Contains(string(line), dirs.State+"/") || strings.Contains(string(line), dirs.Run+"/"))
+}
+
+// sameMounts reports whether the process sees the file systems that we see: paths of one in a container mean other files. Only sandboxes have
+// mounts of their own.
+func sameMounts(proc string) bool {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return false
+	}
+	its, err := os.Readlink(filepath.Join(proc, "ns/mnt"))
+	return err == nil && its == own
 }
 
 // endProcess ends a process: politely, and after the limit for certain.
