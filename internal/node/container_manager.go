@@ -3,8 +3,11 @@ package node
 import (
 	"context"
 	"fmt"
+	"maps"
+	"sync/atomic"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apiserver/pkg/server/healthz"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	"k8s.io/klog/v2"
@@ -24,6 +27,9 @@ type containerManager struct {
 	capacity v1.ResourceList
 	cgroup   string
 	gate     *startGate
+	// active are the pods that have not ended; met says that there was one.
+	active cm.ActivePodsFunc
+	met    atomic.Bool
 }
 
 func newContainerManager(cfg nodeconfig.Config, gate *startGate) cm.ContainerManager {
@@ -32,6 +38,7 @@ func newContainerManager(cfg nodeconfig.Config, gate *startGate) cm.ContainerMan
 
 // Start is the last step of the kubelet's first look at the container runtime.
 func (m *containerManager) Start(ctx context.Context, node *v1.Node, pods cm.ActivePodsFunc, getNode cm.GetNodeFunc, ready config.SourcesReady, provider status.PodStatusProvider, runtime internalapi.RuntimeService, isolation bool) error {
+	m.active = pods
 	err := m.ContainerManager.Start(ctx, node, pods, getNode, ready, provider, runtime, isolation)
 	m.gate.markRuntimeUp()
 	return err
@@ -46,9 +53,15 @@ func (m *containerManager) GetHealthCheckers() []healthz.HealthChecker {
 // GetCapacity is asked for the ephemeral storage only.
 func (m *containerManager) GetCapacity(klog.Logger, bool) v1.ResourceList { return m.capacity }
 
-// GetDevicePluginResourceCapacity overrides what cAdvisor's whole CPUs can say: capacity and allocatable are the pod's size.
+// GetDevicePluginResourceCapacity overrides what cAdvisor's whole CPUs can say: capacity and allocatable are the pod's size. Once the pod has ended
+// no other is to come: schedulers, which do not count ended pods, would take the node for an empty one.
 func (m *containerManager) GetDevicePluginResourceCapacity(klog.Logger) (v1.ResourceList, v1.ResourceList, []string) {
-	return m.capacity, m.capacity, nil
+	allocatable := m.capacity
+	if m.met.Load() && m.active != nil && len(m.active()) == 0 {
+		allocatable = maps.Clone(m.capacity)
+		allocatable[v1.ResourcePods] = resource.Quantity{Format: resource.DecimalSI}
+	}
+	return m.capacity, allocatable, nil
 }
 
 // GetNodeAllocatableAbsolute is the pod's size.
@@ -56,6 +69,7 @@ func (m *containerManager) GetNodeAllocatableAbsolute() v1.ResourceList { return
 
 // NewPodContainerManager is asked early in each sync of a pod.
 func (m *containerManager) NewPodContainerManager() cm.PodContainerManager {
+	m.met.Store(true)
 	return podContainerManager{m.ContainerManager.NewPodContainerManager(), m.capacity, m.cgroup, m.gate}
 }
 

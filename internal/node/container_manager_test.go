@@ -13,6 +13,36 @@ import (
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
+// TestNoRoomAfterThePod: a node has room for one pod until that has ended, before it came as well.
+func TestNoRoomAfterThePod(t *testing.T) {
+	m, ok := newContainerManager(nodeconfig.Config{Capacity: v1.ResourceList{v1.ResourceCPU: resource.MustParse("1")}}, newStartGate()).(*containerManager)
+	if !ok {
+		t.Fatal("not ours")
+	}
+	var active []*v1.Pod
+	m.active = func() []*v1.Pod { return active }
+	full := func() bool {
+		capacity, allocatable, _ := m.GetDevicePluginResourceCapacity(klog.Background())
+		if _, said := capacity[v1.ResourcePods]; said || allocatable.Cpu().Value() != 1 {
+			t.Errorf("capacity %v, allocatable %v", capacity, allocatable)
+		}
+		pods, said := allocatable[v1.ResourcePods]
+		return said && pods.IsZero()
+	}
+	if full() {
+		t.Error("full before its pod came")
+	}
+	m.NewPodContainerManager()
+	active = []*v1.Pod{{}}
+	if full() {
+		t.Error("full while its pod runs, whose admission asks for room")
+	}
+	active = nil
+	if !full() {
+		t.Error("room for another once its pod has ended")
+	}
+}
+
 // TestPodCgroup: to a kubelet that resizes containers the pod's cgroup is as large as the pod, before and after.
 func TestPodCgroup(t *testing.T) {
 	cfg := nodeconfig.Config{CgroupParent: "/berth/test-no-such-pod", Capacity: v1.ResourceList{

@@ -119,6 +119,8 @@ func completed(t *testing.T) {
 		t.Errorf("its status is %q", out)
 	}
 	ended := kubectl(t, "get", "pod", "ended", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.finishedAt}")
+	// Nothing else is bound to its node: to schedulers a node whose pod has ended is empty.
+	shows(t, "0", "get", "node", kubectl(t, "get", "pod", "ended", "-o", "jsonpath={.spec.nodeName}"), "-o", "jsonpath={.status.allocatable.pods}")
 	at := kubectl(t, "get", "berths", "-o", `jsonpath={.items[?(@.spec.pod.name=="ended")].status.timeline.completed}`)
 	if strings.TrimSuffix(ended, "Z") != strings.TrimSuffix(at, ".000000Z") {
 		t.Errorf("metering ends at %s, the container ended at %s", at, ended)
