@@ -20,6 +20,7 @@ func main() {
 	fs.StringVar(&o.Kubeconfig, "kubeconfig", "", "credential (`file`) of user berth:lb")
 	fs.StringVar(&o.RunDir, "run-dir", layout.Default.LoadBalancer(), "directory of HAProxy's files")
 	fs.IntVar(&o.HealthPort, "health-port", layout.LBHealthPort, "loopback port of /readyz")
+	fs.BoolVar(&o.Default, "default", false, "serve Services of type LoadBalancer and Ingresses that name no class, too")
 	_ = fs.Parse(os.Args[1:]) // exits on an error
 	log := logr.FromSlogHandler(slog.NewTextHandler(os.Stderr, nil))
 	ctrl.SetLogger(log)

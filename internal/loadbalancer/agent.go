@@ -41,6 +41,8 @@ type Options struct {
 	// RunDir is for HAProxy's files and socket.
 	RunDir     string
 	HealthPort int
+	// Default: Services of type LoadBalancer and Ingresses that name no class are Berth's.
+	Default bool
 }
 
 // notRunningPause is how often a HAProxy that does not run is looked for.
@@ -74,7 +76,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	r := &reconciler{client: mgr.GetClient(), recorder: mgr.GetEventRecorderFor("berth-lb"), proxy: proxy, host: host, pool: newPool(), said: map[string]string{}} //nolint:staticcheck // events of core/v1, as everywhere here
+	r := &reconciler{client: mgr.GetClient(), recorder: mgr.GetEventRecorderFor("berth-lb"), proxy: proxy, host: host, pool: newPool(), byDefault: o.Default, said: map[string]string{}} //nolint:staticcheck // events of core/v1, as everywhere here
 	if err := r.setup(mgr); err != nil {
 		return err
 	}
@@ -92,12 +94,13 @@ type publisher interface {
 
 // reconciler brings HAProxy in line with the whole cluster: all objects lead to the same request.
 type reconciler struct {
-	client   client.Client
-	recorder record.EventRecorder
-	proxy    *proxy
-	host     publisher
-	pool     *pool
-	said     map[string]string // object's UID and reason -> message of its last event
+	client    client.Client
+	recorder  record.EventRecorder
+	proxy     *proxy
+	host      publisher
+	pool      *pool
+	byDefault bool
+	said      map[string]string // object's UID and reason -> message of its last event
 }
 
 func (r *reconciler) setup(mgr ctrl.Manager) error {
@@ -167,16 +170,21 @@ func (r *reconciler) read(ctx context.Context) (Cluster, []v1alpha1.Subnet, erro
 		}),
 		HTTPRoutes: slices.DeleteFunc(routes.Items, func(r gateway.HTTPRoute) bool { return gone(&r) }),
 		Grants:     grants.Items, Namespaces: namespaces.Items,
-		Classes: classes.Items, GatewayClasses: gatewayClasses.Items, Secrets: secrets.Items,
+		Default: r.byDefault, Classes: classes.Items, GatewayClasses: gatewayClasses.Items, Secrets: secrets.Items,
 		Pods: ranges(subnets.Items, v1alpha1.SubnetPrivate), Public: ranges(subnets.Items, v1alpha1.SubnetPublic), Accepts: r.proxy.accepts,
 	}, subnets.Items, nil
 }
 
-// ensureClasses makes IngressClasses berth and alb and GatewayClass berth if they do not exist.
+// ensureClasses makes IngressClasses berth and alb and GatewayClass berth if they do not exist. Whether berth is the cluster's default class is
+// said once, so that it can be changed.
 func (r *reconciler) ensureClasses(ctx context.Context) error {
 	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name} }
+	own := meta("berth")
+	if r.byDefault {
+		own.Annotations = map[string]string{networking.AnnotationIsDefaultIngressClass: "true"}
+	}
 	for _, c := range []client.Object{
-		&networking.IngressClass{ObjectMeta: meta("berth"), Spec: networking.IngressClassSpec{Controller: IngressController}},
+		&networking.IngressClass{ObjectMeta: own, Spec: networking.IngressClassSpec{Controller: IngressController}},
 		&networking.IngressClass{ObjectMeta: meta("alb"), Spec: networking.IngressClassSpec{Controller: IngressController}},
 		&gateway.GatewayClass{ObjectMeta: meta("berth"), Spec: gateway.GatewayClassSpec{ControllerName: GatewayController}},
 	} {

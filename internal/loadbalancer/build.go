@@ -42,6 +42,8 @@ const (
 
 // Cluster is what the configuration follows from.
 type Cluster struct {
+	// Default: Berth serves what names no class.
+	Default   bool
 	Services  []corev1.Service
 	Slices    []discovery.EndpointSlice
 	Ingresses []networking.Ingress
@@ -86,16 +88,17 @@ type Cert struct {
 	PEM  []byte
 }
 
-// Wants tells whether the Service asks for one of Berth's load balancers; why not, if it names a kind that cannot be had.
-func Wants(s *corev1.Service) (bool, string) {
+// Wants tells whether the Service asks for one of Berth's load balancers; why not, if it names a kind that cannot be had. One that names no kind
+// asks for the cluster's own, which byDefault says is Berth's.
+func Wants(s *corev1.Service, byDefault bool) (bool, string) {
 	if s.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return false, ""
 	}
 	kind, target, class := s.Annotations[annotationType], s.Annotations[annotationTargetType], ptr.Deref(s.Spec.LoadBalancerClass, "")
 	switch {
-	case class == ClassNLB, class == "" && kind == "nlb-ip":
+	case class == ClassNLB, class == "" && kind == "nlb-ip", class == "" && kind == "" && byDefault:
 		target = cmp.Or(target, "ip")
-	case class == ClassNLBAWS, class == "" && kind == "external":
+	case class == ClassNLBAWS, class == "" && (kind == "external" || byDefault):
 	default:
 		return false, ""
 	}
@@ -163,7 +166,7 @@ func (b *builder) listeners() {
 	slices.SortFunc(b.Services, func(x, y corev1.Service) int { return older(&x, &y) })
 	for i := range b.Services {
 		s := &b.Services[i]
-		wanted, why := Wants(s)
+		wanted, why := Wants(s, b.Default)
 		if why != "" {
 			b.problem(s, "UnsupportedLoadBalancer", "%s", why)
 		}

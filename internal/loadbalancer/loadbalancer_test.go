@@ -83,6 +83,42 @@ func (c *Cluster) add(t *testing.T, o runtime.Object) {
 
 var public = []v1alpha1.Subnet{{Spec: v1alpha1.SubnetSpec{CIDR: "10.90.96.0/28", Type: v1alpha1.SubnetPublic}}, {Spec: v1alpha1.SubnetSpec{CIDR: "10.90.0.0/19", Type: v1alpha1.SubnetPrivate}}}
 
+// TestWants: which Services are Berth's, and what is wrong with one that would be.
+func TestWants(t *testing.T) {
+	const instance = "instance targets cannot work: a pod's own node has no node port. Set annotation service.beta.kubernetes.io/aws-load-balancer-nlb-target-type: ip"
+	for name, c := range map[string]struct {
+		class, kind, target string
+		byDefault, want     bool
+		why                 string
+	}{
+		"of our class":                        {class: ClassNLB, want: true},
+		"of our class, instances":             {class: ClassNLB, target: "instance", why: instance},
+		"of another class":                    {class: "metallb", byDefault: true},
+		"as for AWS":                          {kind: "external", target: "ip", want: true},
+		"as for AWS, instances":               {kind: "external", why: instance},
+		"of no class":                         {},
+		"of no class, by default":             {byDefault: true, want: true},
+		"of no class, by default, instances":  {byDefault: true, target: "instance", why: instance},
+		"AWS's own NLB":                       {kind: "nlb"},
+		"AWS's own NLB, by default":           {kind: "nlb", byDefault: true, why: instance},
+		"AWS's own NLB, by default, with IPs": {kind: "nlb", target: "ip", byDefault: true, want: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{annotationType: c.kind, annotationTargetType: c.target}}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
+			if c.class != "" {
+				s.Spec.LoadBalancerClass = &c.class
+			}
+			if got, why := Wants(s, c.byDefault); got != c.want || why != c.why {
+				t.Errorf("%t, %q; want %t, %q", got, why, c.want, c.why)
+			}
+			s.Spec.Type = corev1.ServiceTypeClusterIP
+			if got, why := Wants(s, c.byDefault); got || why != "" {
+				t.Errorf("of type ClusterIP: %t, %q", got, why)
+			}
+		})
+	}
+}
+
 // TestBuild renders clusters with everything in them; HAProxy itself must accept the result.
 func TestBuild(t *testing.T) {
 	for _, name := range []string{"cluster", "gateways"} {

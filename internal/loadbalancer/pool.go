@@ -122,7 +122,7 @@ func holders(c *Cluster) []holder {
 	var out []holder
 	for i := range c.Services {
 		s := &c.Services[i]
-		if wanted, _ := Wants(s); !wanted {
+		if wanted, _ := Wants(s, c.Default); !wanted {
 			continue
 		}
 		h := holder{object: s, of: c.Addr}

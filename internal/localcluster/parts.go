@@ -79,7 +79,7 @@ func makeParts(dirs layout.Dirs, binDir, hostName string, settings Settings) ([]
 		{name: "kube-proxy", program: "berth-proxy", needs: []string{"kube-apiserver", bootstrapStep}, ready: http(layout.ProxyHealthPort, "/healthz"), limit: 60 * time.Second,
 			args: []string{"--kubeconfig=" + dirs.Kubeconfig("kube-proxy"), "--host-name=" + hostName, "--address=" + hostAddress()}},
 		{name: "berth-lb", program: "berth-lb", needs: []string{"kube-apiserver", bootstrapStep}, ready: http(layout.LBHealthPort, "/readyz"), limit: 60 * time.Second,
-			args: []string{"--kubeconfig=" + dirs.Kubeconfig("berth-lb"), "--run-dir=" + dirs.LoadBalancer()}},
+			args: []string{"--kubeconfig=" + dirs.Kubeconfig("berth-lb"), "--run-dir=" + dirs.LoadBalancer(), "--default"}},
 		// A part of its own, so that its connections outlive berth-lb, which writes its configuration before it is ready.
 		{name: "haproxy", program: haproxy, needs: []string{"berth-lb"}, ready: listens(filepath.Join(dirs.LoadBalancer(), layout.HAProxySocket)), limit: 30 * time.Second,
 			args: []string{"-W", "-S", filepath.Join(dirs.LoadBalancer(), layout.HAProxyMaster) + ",mode,600", "-f", filepath.Join(dirs.LoadBalancer(), layout.HAProxyConfig)}},
