@@ -20,7 +20,7 @@ func TestRights(t *testing.T) {
 	// in runs a script in the pod and wants to be told all this.
 	in := func(t *testing.T, pod, script string, wants ...string) {
 		t.Helper()
-		out, err := berth("kubectl", "exec", pod, "--", "sh", "-euc", script)
+		out, err := berth("kubectl", "exec", pod, "-c", "c", "--", "sh", "-euc", script)
 		for _, want := range wants {
 			if !strings.Contains(out, want) {
 				t.Errorf("it does not say %q: %v\n%s", want, err, out)
@@ -43,6 +43,12 @@ func TestRights(t *testing.T) {
 		in(t, "strong", `truncate -s 64M /disk; mkfs.ext4 -q /disk; mkdir -p /mnt/loop; mount -o loop /disk /mnt/loop; echo looped > /mnt/loop/x; cat /mnt/loop/x
 grep /mnt/loop /proc/mounts; cat /sys/block/loop*/loop/backing_file`, "looped", "/dev/loop", "/disk")
 	})
+	t.Run("mount propagation", func(t *testing.T) {
+		in(t, "strong", "mkdir /shared/x; mount -t tmpfs own /shared/x; echo propagated > /shared/x/y")
+		if got := kubectl(t, "exec", "strong", "-c", "beside", "--", "cat", "/shared/x/y"); got != "propagated" {
+			t.Errorf("the other container sees %q", got)
+		}
+	})
 	t.Run("FUSE", func(t *testing.T) {
 		in(t, "strong", `cd /tmp; mkdir -p lower upper work /mnt/fuse; echo below > lower/x; fuse-overlayfs -o lowerdir=lower,upperdir=upper,workdir=work /mnt/fuse
 echo above > /mnt/fuse/y; cat /mnt/fuse/x upper/y; grep /mnt/fuse /proc/mounts`, "below\nabove", "fuse.fuse-overlayfs")
@@ -59,7 +65,7 @@ mount -t bpf bpf /sys/fs/bpf; connect; xdp-filter load -m skb lo; xdp-filter ip 
 			t.Fatal(err)
 		}
 		defer archive.Close()
-		load := exec.Command(filepath.Join(top, "bin", "berth"), "kubectl", "exec", "-i", "strong", "--", "sh", "-c", "cat > /busybox.tar")
+		load := exec.Command(filepath.Join(top, "bin", "berth"), "kubectl", "exec", "-i", "strong", "-c", "c", "--", "sh", "-c", "cat > /busybox.tar")
 		load.Stdin = archive
 		if out, err := load.CombinedOutput(); err != nil {
 			t.Fatalf("copy the image: %v\n%s", err, out)
