@@ -274,7 +274,18 @@ func stopLeftovers(dirs layout.Dirs, pods bool) error {
 // mentions reports whether the command line of the process names a directory of the cluster.
 func mentions(proc string, dirs layout.Dirs) bool {
 	line, err := os.ReadFile(filepath.Join(proc, "cmdline"))
-	return err == nil && (strings.Contains(string(line), dirs.State+"/") || strings.Contains(string(line), dirs.Run+"/"))
+	return err == nil && (strings.Contains(string(line), dirs.State+"/") && sees(proc, dirs.State) || strings.Contains(string(line), dirs.Run+"/") && sees(proc, dirs.Run))
+}
+
+// sees reports whether the process means the same directory by its name. One in a container, whose processes are among the
+// host's, too, has another cluster's. Nobody can tell if there is none here.
+func sees(proc, dir string) bool {
+	here, err := os.Stat(dir)
+	if err != nil {
+		return true
+	}
+	there, err := os.Stat(filepath.Join(proc, "root", dir))
+	return err == nil && os.SameFile(here, there)
 }
 
 // endProcess ends a process: politely, and after the limit for certain.
