@@ -26,7 +26,7 @@ UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 # the cluster's isolation is, and tests in which sandboxes have no part.
 E2E_ISOLATIONS ?= gvisor
 E2E_SKIP_gvisor = $(if $(filter microvm,$(E2E_ISOLATIONS)),^(TestMachines|TestMachineTrouble|TestIsolation|TestRights|TestShares)$$)
-E2E_SKIP_microvm = $(if $(filter gvisor,$(E2E_ISOLATIONS)),^(TestUp|TestRefusals|TestProfileCommands|TestProfilesTakeTurns|TestPrivateRegistry)$$)
+E2E_SKIP_microvm = $(if $(filter gvisor,$(E2E_ISOLATIONS)),^(TestUp|TestSecondCluster|TestRefusals|TestMessages|TestMaintenanceWindow|TestProfileCommands|TestProfilesTakeTurns|TestPrivateRegistry)$$)
 
 # Whatever is compiled or embedded into our programs.
 SOURCES := $(shell find api cmd internal charts -type f ! -name '*_test.go' ! -path '*/testdata/*' ! -name '*.md')
@@ -136,10 +136,8 @@ bench-guest: bin/guest/manifest.json ## Time of each step from a restored microV
 	go test ./internal/microvm/guest -run '^$$' -bench Start -benchtime 10x
 
 .PHONY: bench-net
-bench-net: deps ## Measure the network beside plain runc containers, and what 1,000 pods' rules cost (root; needs make up and runc).
-	@mkdir -p bin && go build -o bin/bench-net ./test/bench/net && bin/bench-net
-	go test ./internal/hostagent/network -run '^$$' -bench Forward -benchtime 20000x
-	@$(MAKE) --no-print-directory bench-policy
+bench-net: deps build images ## Measure the network beside plain runc containers, and what 1,000 pods' rules cost (root, runc; ISOLATION).
+	@hack/bench-net.sh
 
 .PHONY: bench-io
 bench-io: deps ## Measure network, disk and system calls inside microvm, gvisor and plain runc, which take turns (root; needs make up and runc).

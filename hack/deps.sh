@@ -24,6 +24,7 @@ needs=(
   "lz4|lz4|the microVM's kernel"
   "modprobe|kmod|the microVM's modules"
   "cpio|cpio|the microVM's initramfs"
+  "runc|runc|the benchmarks, which compare with it"
   "busybox|busybox-static|the tests of the microVM's guest"
 )
 missing=() packages=()

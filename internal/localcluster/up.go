@@ -258,7 +258,7 @@ func stopLeftovers(dirs layout.Dirs, pods bool) error {
 		target = strings.TrimSuffix(target, " (deleted)")
 		name, proc := filepath.Base(target), filepath.Dir(exe)
 		ours := filepath.Dir(target) == binDir && slices.Contains(names, name) || name == "haproxy"
-		if !ours || !mentions(proc, dirs) || name != "runsc" && !sameMounts(proc) {
+		if !ours || !mentions(proc, dirs, name != "runsc") {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(proc))
@@ -272,21 +272,30 @@ func stopLeftovers(dirs layout.Dirs, pods bool) error {
 	return nil
 }
 
-// mentions reports whether the command line of the process names a directory of the cluster.
-func mentions(proc string, dirs layout.Dirs) bool {
+// mentions reports whether the command line of the process names a directory of the cluster, and means it if that can be asked: a sandbox sees
+// another root.
+func mentions(proc string, dirs layout.Dirs, ask bool) bool {
 	line, err := os.ReadFile(filepath.Join(proc, "cmdline"))
-	return err == nil && (strings.Contains(string(line), dirs.State+"/") || strings.Contains(string(line), dirs.Run+"/"))
-}
-
-// sameMounts reports whether the process sees the file systems that we see: paths of one in a container mean other files. Only sandboxes have
-// mounts of their own.
-func sameMounts(proc string) bool {
-	own, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
 		return false
 	}
-	its, err := os.Readlink(filepath.Join(proc, "ns/mnt"))
-	return err == nil && its == own
+	for _, dir := range []string{dirs.State, dirs.Run} {
+		if strings.Contains(string(line), dir+"/") && (!ask || sees(proc, dir)) {
+			return true
+		}
+	}
+	return false
+}
+
+// sees reports whether the process means the same directory by its name. One in a container, whose processes are among the
+// host's, too, has another cluster's. Nobody can tell if there is none here.
+func sees(proc, dir string) bool {
+	here, err := os.Stat(dir)
+	if err != nil {
+		return true
+	}
+	there, err := os.Stat(filepath.Join(proc, "root", dir))
+	return err == nil && os.SameFile(here, there)
 }
 
 // endProcess ends a process: politely, and after the limit for certain.

@@ -74,6 +74,19 @@ sysctl -w kernel.pid_max=12345 >/dev/null 2>&1 || echo 12345 > /proc/sys/kernel/
 			}
 		}
 	})
+	t.Run("SCTP, to the pod and through its Service", func(t *testing.T) {
+		kubectl(t, "wait", "--for=condition=Ready", "pod/streams", "--timeout=60s")
+		ip := func(pod string) string { return kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.podIP}") }
+		want := "hello " + ip("strong")
+		for _, at := range []string{ip("streams") + " 9999", "streams 7777"} {
+			eventually(t, func() string {
+				out, err := berth("kubectl", "exec", "strong", "-c", "c", "--", "timeout", "5", "perl", "-MSocket", "-e",
+					`socket(S, PF_INET, SOCK_STREAM, 132) or die "socket: $!"; connect(S, sockaddr_in($ARGV[1], inet_aton($ARGV[0]))) or die "connect: $!"; sysread(S, $x, 99); print $x`,
+					"--", strings.Fields(at)[0], strings.Fields(at)[1])
+				return missing(out, want, err)
+			})
+		}
+	})
 	t.Run("no two machines are alike", func(t *testing.T) {
 		kubectl(t, "scale", "deployment", "fleet", "--replicas="+fleetSize)
 		kubectl(t, "rollout", "status", "deployment/fleet", "--timeout=300s")

@@ -1,5 +1,5 @@
-// Command net measures the cluster's network with real traffic: throughput and connections from pod to pod and to a Service,
-// requests from outside through an Ingress, and how soon a network policy holds. Pods of Berth and plain runc containers, on
+// Command net measures the cluster's network with real traffic: throughput and connections from pod to pod, to a Service, and
+// from outside through an Ingress, and how soon a network policy holds. Pods of Berth and plain runc containers, on
 // links of the same kind and behind the same rules, take turns. It needs a running cluster (make up), root and runc. The
 // same program is what runs in the pods (traffic.go).
 package main
@@ -61,14 +61,19 @@ func run(ctx context.Context, rounds int, span time.Duration) (err error) {
 		return err
 	}
 	seconds := fmt.Sprint(span.Seconds())
+	outside := func(what string) func(context.Context, *side) (float64, error) {
+		return func(ctx context.Context, s *side) (float64, error) {
+			return b.outside(ctx, what, b.web, s.ingressHost, seconds)
+		}
+	}
 	measures := []measure{
 		{"pod to pod, throughput", "Gbit/s", func(ctx context.Context, s *side) (float64, error) { return s.in(ctx, "send", s.server, seconds) }, 1},
 		{"pod to Service, throughput", "Gbit/s", func(ctx context.Context, s *side) (float64, error) { return s.in(ctx, "send", s.service, seconds) }, 1},
 		{"pod to pod, connections", "/s", func(ctx context.Context, s *side) (float64, error) { return s.in(ctx, "connect", s.server, seconds) }, 1},
 		{"pod to Service, connections", "/s", func(ctx context.Context, s *side) (float64, error) { return s.in(ctx, "connect", s.service, seconds) }, 1},
-		{"outside to Ingress, requests", "/s", func(ctx context.Context, s *side) (float64, error) {
-			return b.outside(ctx, "request", b.web, s.ingressHost, seconds)
-		}, 1},
+		{"outside to Ingress, throughput", "Gbit/s", outside("fetch"), 1},
+		{"outside to Ingress, connections", "/s", outside("visit"), 1},
+		{"outside to Ingress, requests", "/s", outside("request"), 1},
 		{"policy that denies, until it holds", "ms", b.deny, -1},
 		{"policy deleted, until it is open", "ms", b.allow, -1},
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/berth-run/berth/test/bench/plain"
@@ -85,8 +84,12 @@ func (b *bench) allow(ctx context.Context, s *side) (float64, error) {
 	if err := policy(ctx, "create"); err != nil {
 		return 0, err
 	}
-	time.Sleep(settle) // until it holds
-	return b.timed(ctx, s, "open", func() error { return policy(ctx, "delete") })
+	for {
+		took, err := b.timed(ctx, s, "open", func() error { return policy(ctx, "delete") })
+		if !errors.Is(err, errEarly) { // it holds
+			return took, err
+		}
+	}
 }
 
 func policy(ctx context.Context, verb string) error {
@@ -94,21 +97,36 @@ func policy(ctx context.Context, verb string) error {
 	return err
 }
 
+// errEarly: the client had nothing to wait for.
+var errEarly = errors.New("the client was done before the change")
+
 // timed changes something while the side's client watches, and returns what the client tells, from the start of the change.
 func (b *bench) timed(ctx context.Context, s *side, what string, change func() error) (float64, error) {
 	type answer struct {
 		at  float64
 		err error
 	}
-	told := make(chan answer, 1)
+	told, begins := make(chan answer, 1), make(chan error, 1)
 	go func() {
 		at, err := s.in(ctx, what, b.sides[0].server)
 		told <- answer{at, err}
 	}()
+	waiting, enough := context.WithCancel(ctx)
+	defer enough()
+	go func() {
+		_, err := s.in(waiting, "begun")
+		begins <- err
+	}()
 	select {
 	case a := <-told:
-		return 0, errors.Join(fmt.Errorf("the client was done before the change: %v", a.at), a.err)
-	case <-time.After(settle):
+		if a.err != nil {
+			return 0, a.err
+		}
+		return 0, errEarly
+	case err := <-begins:
+		if err != nil {
+			return 0, err
+		}
 	}
 	began := millis(time.Now())
 	if err := change(); err != nil {

@@ -16,8 +16,6 @@ const (
 	name = "bench-net"
 	// limit bounds every step of the set-up.
 	limit = 2 * time.Minute
-	// settle is how long a policy's connection has been open before the policy comes.
-	settle = 300 * time.Millisecond
 	// outsideIP and nearIP are the ends of the link to a machine outside (documentation addresses, RFC 5737).
 	outsideIP, nearIP = "203.0.113.9", "203.0.113.1"
 )
