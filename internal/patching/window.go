@@ -54,8 +54,8 @@ func Termination(w *v1alpha1.MaintenanceWindow, delay time.Duration, now time.Ti
 
 // ParseWindow reads "03:00/4h" or "Sun,Wed 03:00/4h".
 func ParseWindow(text string) (*v1alpha1.MaintenanceWindow, error) {
-	fail := func(what string) (*v1alpha1.MaintenanceWindow, error) {
-		return nil, fmt.Errorf("window %q: %s; write it as \"Sun,Wed 03:00/4h\" (UTC), without days for every day", text, what)
+	fail := func(what string) error {
+		return fmt.Errorf("window %q: %s; write it as \"Sun,Wed 03:00/4h\" (UTC), without days for every day", text, what)
 	}
 	days, rest, found := strings.Cut(text, " ")
 	if !found {
@@ -63,14 +63,14 @@ func ParseWindow(text string) (*v1alpha1.MaintenanceWindow, error) {
 	}
 	start, length, found := strings.Cut(rest, "/")
 	if !found {
-		return fail("it has no duration")
+		return nil, fail("it has no duration")
 	}
 	if at, err := time.Parse(clock, start); err != nil || at.Format(clock) != start {
-		return fail("it does not start at a time")
+		return nil, fail("it does not start at a time")
 	}
 	duration, err := time.ParseDuration(length)
 	if err != nil || duration <= 0 || duration > day {
-		return fail("its duration is not between 0 and 24h")
+		return nil, fail("its duration is not between 0 and 24h")
 	}
 	w := &v1alpha1.MaintenanceWindow{Start: start, Duration: metav1.Duration{Duration: duration}}
 	for name := range strings.SplitSeq(days, ",") {
@@ -78,7 +78,7 @@ func ParseWindow(text string) (*v1alpha1.MaintenanceWindow, error) {
 			break
 		}
 		if !slices.Contains(Days, name) {
-			return fail("no day is called " + name)
+			return nil, fail("no day is called " + name)
 		}
 		w.Days = append(w.Days, name)
 	}

@@ -78,7 +78,7 @@ func guest(t *testing.T, before string, answer func(r guestapi.Request, in *bufi
 // TestConnect finds the session behind what an earlier one left on the port.
 func TestConnect(t *testing.T) {
 	c := guest(t, "BERTH \x00rest of a frame", func(r guestapi.Request, _ *bufio.Reader, out net.Conn) {
-		fmt.Fprintln(out, fmt.Sprintf(`{"error":"%d"}`, r.Release.LUN))
+		fmt.Fprintf(out, "{\"error\":\"%d\"}\n", r.Release.LUN)
 	})
 	err := c.Release(t.Context(), 3)
 	var said *GuestError

@@ -75,7 +75,7 @@ func (s Images) build(ctx context.Context, path string, layers []string) error {
 		if err := mountLayers(source, layers); err != nil {
 			return err
 		}
-		defer unix.Unmount(source, unix.MNT_DETACH)
+		defer func() { _ = unix.Unmount(source, unix.MNT_DETACH) }()
 	}
 	made := filepath.Join(work, "disk")
 	if err := run(ctx, "erofs-utils", "mkfs.erofs", "--quiet", "-Enoinline_data", made, source); err != nil {

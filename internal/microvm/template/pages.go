@@ -41,7 +41,7 @@ func copyPages(to, from *os.File) (File, error) {
 		start -= start % pageBytes
 		for at := start; at < end; {
 			n, err := from.ReadAt(buffer[:min(int64(len(buffer)), end-at)], at)
-			if err != nil && !(errors.Is(err, io.EOF) && n > 0) {
+			if err != nil && (n == 0 || !errors.Is(err, io.EOF)) {
 				return err
 			}
 			for page := range bytesOfPages(buffer[:n]) {

@@ -29,7 +29,7 @@ func (s taskService) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*em
 }
 
 // RegisterTTRPC serves the task service.
-func (s taskService) RegisterTTRPC(server *ttrpc.Server) error {
+func (s taskService) RegisterTTRPC(server *ttrpc.Server) error { //nolint:unparam // the interface has an error
 	task.RegisterTaskService(server, s)
 	if sandbox, ok := s.TaskService.(sandboxapi.TTRPCSandboxService); ok {
 		sandboxapi.RegisterTTRPCSandboxService(server, sandbox)

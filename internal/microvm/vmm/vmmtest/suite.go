@@ -68,7 +68,7 @@ func (s *Suite) Template(t *testing.T) vmm.Template {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Kill()
+	defer func() { _ = m.Kill() }()
 	if got := ask(t, host, "PING"); got != "PONG" {
 		t.Fatalf("the guest answers %q; its console: %s", got, consoleOf(host))
 	}

@@ -206,7 +206,7 @@ func filesAreTheCallers(t *testing.T, s *Suite, template vmm.Template) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Kill()
+	defer func() { _ = other.Kill() }()
 	if got := ask(t, again, "PING"); got != "PONG" {
 		t.Errorf("the guest answers %q", got)
 	}
