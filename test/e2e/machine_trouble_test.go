@@ -72,7 +72,7 @@ func TestMachineTrouble(t *testing.T) {
 	for pod, part := range map[string]string{"shimless": "containerd-shim-berth-v1", "monitorless": "qemu"} {
 		t.Run(part+" is killed", func(t *testing.T) {
 			before := kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
-			killPart(t, pod, part)
+			signalPart(t, pod, part, syscall.SIGKILL)
 			eventually(t, func() string {
 				after, _ := berth("kubectl", "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID} {.status.containerStatuses[0].ready}")
 				if strings.HasPrefix(after, before) || !strings.HasSuffix(after, " true") {
@@ -84,6 +84,14 @@ func TestMachineTrouble(t *testing.T) {
 			unharmed(t)
 		})
 	}
+	t.Run("a machine that hangs", func(t *testing.T) {
+		uid := kubectl(t, "get", "pod", "monitorless", "-o", "jsonpath={.metadata.uid}")
+		node := kubectl(t, "get", "pod", "monitorless", "-o", "jsonpath={.spec.nodeName}")
+		signalPart(t, "monitorless", "qemu", syscall.SIGSTOP)
+		kubectl(t, "delete", "pod", "monitorless", "--timeout=60s")
+		eventually(t, func() string { return remains(uid, "monitorless", node) })
+		unharmed(t)
+	})
 	late := func(t *testing.T, name string) {
 		kubectl(t, "run", name, "--image=busybox", "--labels=profile=trouble", "--command", "--", "sleep", "3600")
 		t.Cleanup(func() { kubectl(t, "delete", "pod", name, "--grace-period=0", "--timeout=60s") })
@@ -175,8 +183,8 @@ func processorTime(t *testing.T, uid string) time.Duration {
 	return time.Duration(nanoseconds)
 }
 
-// killPart ends the process of a pod that runs the program: its monitor, or its shim, which is the monitor's parent.
-func killPart(t *testing.T, pod, program string) {
+// signalPart signals the process of a pod that runs the program: its monitor, or its shim, which is the monitor's parent.
+func signalPart(t *testing.T, pod, program string, signal syscall.Signal) {
 	t.Helper()
 	uid := kubectl(t, "get", "pod", pod, "-o", "jsonpath={.metadata.uid}")
 	var monitor, shim int
@@ -192,7 +200,7 @@ func killPart(t *testing.T, pod, program string) {
 	if exe := shell(t, fmt.Sprintf("readlink /proc/%d/exe", pid)); !strings.Contains(exe, program) {
 		t.Fatalf("process %d of pod %s is %s, not %s", pid, pod, exe, program)
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(pid, signal); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -32,6 +33,9 @@ const (
 	annotationType = "io.kubernetes.cri.container-type"
 	typeContainer  = "container"
 )
+
+// killLimit is how long a guest may take to pass on a signal. One that is overloaded takes seconds.
+const killLimit = 10 * time.Second
 
 // publisher tells containerd what happened.
 type publisher interface {
@@ -276,7 +280,7 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Em
 		t.end(s.publisher, killed, timestamppb.Now())
 		return empty, nil
 	}
-	if _, err := p.guest.Tasks().Kill(ctx, r); err != nil {
+	if err := p.kill(ctx, r); err != nil {
 		return nil, err
 	}
 	if r.ExecID == "" && unix.Signal(r.Signal) == unix.SIGKILL {
@@ -284,6 +288,22 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Em
 		s.relax(p)
 	}
 	return empty, nil
+}
+
+// kill has the guest signal a process. One that hangs loses nothing that it could still do: a signal waits for it to go on, and its machine ends if it does not
+// even end a process by force.
+func (p *pod) kill(ctx context.Context, r *taskapi.KillRequest) error {
+	limited, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	_, err := p.guest.Tasks().Kill(limited, r)
+	if err == nil || limited.Err() == nil || ctx.Err() != nil {
+		return err
+	}
+	logger().Warn("the guest does not answer", "task", r.ID, "exec", r.ExecID, "signal", r.Signal)
+	if unix.Signal(r.Signal) == unix.SIGKILL {
+		return toStatus(p.machine.Kill())
+	}
+	return nil
 }
 
 // relax lifts the pod's CPU limit if no container works any more.
