@@ -13,7 +13,7 @@ import (
 func TestLeftoversAreTheClustersOwn(t *testing.T) {
 	dirs := layout.Dirs{State: t.TempDir(), Run: t.TempDir()}
 	for script, want := range map[string]bool{
-		"echo started; read -r end": true,
+		"echo started; read -r end":                                       true,
 		"mount -t tmpfs none " + dirs.Run + "; echo started; read -r end": false,
 	} {
 		cmd := exec.Command("unshare", "--mount", "bash", "-ec", script, dirs.Run+"/lb/haproxy.cfg")

@@ -54,6 +54,19 @@ func TestServices(t *testing.T) {
 			}
 		}
 	})
+	t.Run("dnsPolicy", func(t *testing.T) {
+		kubectl(t, "wait", "--for=condition=Ready", "pod/own-names", "pod/hosts-names", "--timeout=60s")
+		resolvConf := func(pod string) string { return kubectl(t, "exec", pod, "--", "cat", "/etc/resolv.conf") }
+		if got := strings.Fields(resolvConf("own-names")); strings.Join(got, " ") != "search own.example nameserver 192.0.2.53 options ndots:2" {
+			t.Errorf("with dnsPolicy None it is %q", got)
+		}
+		host := shell(t, "awk '$1 == \"nameserver\" { print $2 }' /etc/resolv.conf")
+		for server := range strings.FieldsSeq(host) {
+			if got := resolvConf("hosts-names"); !strings.Contains(got, "nameserver "+server) || strings.Contains(got, "10.96.0.10") {
+				t.Errorf("with dnsPolicy Default it is %q, the host has %s", got, server)
+			}
+		}
+	})
 	t.Run("environment", func(t *testing.T) {
 		if out := client("sh", "-c", "echo $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT"); out != "10.96.0.1:443" {
 			t.Errorf("Service kubernetes is %q in the environment", out)
