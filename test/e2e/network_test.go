@@ -193,7 +193,10 @@ func outside(t *testing.T) <-chan string {
 			t.Fatalf("%s: %v, %s", command, err, out)
 		}
 	}
-	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", wayOut).Run() })
+	t.Cleanup(func() {
+		_ = exec.Command("ip", "link", "del", wayOut).Run() // with the namespace it would go some time later
+		_ = exec.Command("ip", "netns", "del", wayOut).Run()
+	})
 	run(fmt.Sprintf("ip netns add %[1]s; ip link add %[1]s type veth peer name eth0 netns %[1]s; ip addr add %[2]s/24 dev %[1]s; ip link set %[1]s up; "+
 		"ip -n %[1]s link set lo up; ip -n %[1]s link set eth0 up; ip -n %[1]s addr add %[3]s/24 dev eth0", wayOut, near, beyond))
 	listener := make(chan net.Listener, 1)
