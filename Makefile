@@ -23,8 +23,9 @@ SHIM       := containerd-shim-runsc-v1
 UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 
 # What the end-to-end tests' pods run in: the suite runs once for each, less what the other's run shows as well: tests of virtual machines, whatever
-# the cluster's isolation is, and tests in which sandboxes have no part.
+# the cluster's isolation is, and tests in which sandboxes have no part. The story runs in virtual machines in any case.
 E2E_ISOLATIONS ?= gvisor
+E2E_STORY := ^(TestDemo|TestNode|TestKubeletFeatures|TestThreeTiers)$$
 E2E_SKIP_gvisor = $(if $(filter microvm,$(E2E_ISOLATIONS)),^(TestMachines|TestMachineTrouble|TestIsolation|TestRights|TestShares)$$)
 E2E_SKIP_microvm = $(if $(filter gvisor,$(E2E_ISOLATIONS)),^(TestUp|TestSecondCluster|TestRefusals|TestMessages|TestMaintenanceWindow|TestProfileCommands|TestProfilesTakeTurns|TestPrivateRegistry)$$)
 
@@ -87,7 +88,9 @@ test: deps build images ## Run all tests: unit, controllers on a real API server
 	cd api && go test ./...
 	go test ./cmd/... ./internal/... ./hack/...
 	@$(foreach isolation,$(E2E_ISOLATIONS),echo "go test ./test/... (pods in isolation $(isolation))"; \
-		BERTH_ISOLATION=$(isolation) go test -count=1 -timeout 30m -skip '$(E2E_SKIP_$(isolation))' ./test/...;)
+		BERTH_ISOLATION=$(isolation) go test -count=1 -timeout 40m -skip '$(E2E_SKIP_$(isolation))' ./test/...;)
+	@$(if $(filter microvm,$(E2E_ISOLATIONS)),,echo "go test ./test/e2e (the story in isolation microvm)"; \
+		BERTH_ISOLATION=microvm go test -count=1 -timeout 30m -run '$(E2E_STORY)' ./test/e2e)
 
 .PHONY: test-cycles
 test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root).
