@@ -28,7 +28,7 @@ type containerManager struct {
 	cgroup   string
 	gate     *startGate
 	// active are the pods that have not ended; met says that there was one.
-	active cm.ActivePodsFunc
+	active atomic.Pointer[cm.ActivePodsFunc]
 	met    atomic.Bool
 }
 
@@ -38,7 +38,7 @@ func newContainerManager(cfg nodeconfig.Config, gate *startGate) cm.ContainerMan
 
 // Start is the last step of the kubelet's first look at the container runtime.
 func (m *containerManager) Start(ctx context.Context, node *v1.Node, pods cm.ActivePodsFunc, getNode cm.GetNodeFunc, ready config.SourcesReady, provider status.PodStatusProvider, runtime internalapi.RuntimeService, isolation bool) error {
-	m.active = pods
+	m.active.Store(&pods)
 	err := m.ContainerManager.Start(ctx, node, pods, getNode, ready, provider, runtime, isolation)
 	m.gate.markRuntimeUp()
 	return err
@@ -57,7 +57,7 @@ func (m *containerManager) GetCapacity(klog.Logger, bool) v1.ResourceList { retu
 // no other is to come: schedulers, which do not count ended pods, would take the node for an empty one.
 func (m *containerManager) GetDevicePluginResourceCapacity(klog.Logger) (v1.ResourceList, v1.ResourceList, []string) {
 	allocatable := m.capacity
-	if m.met.Load() && m.active != nil && len(m.active()) == 0 {
+	if active := m.active.Load(); active != nil && m.met.Load() && len((*active)()) == 0 {
 		allocatable = maps.Clone(m.capacity)
 		allocatable[v1.ResourcePods] = resource.Quantity{Format: resource.DecimalSI}
 	}

@@ -20,7 +20,8 @@ func TestNoRoomAfterThePod(t *testing.T) {
 		t.Fatal("not ours")
 	}
 	var active []*v1.Pod
-	m.active = func() []*v1.Pod { return active }
+	pods := cm.ActivePodsFunc(func() []*v1.Pod { return active })
+	m.active.Store(&pods)
 	full := func() bool {
 		capacity, allocatable, _ := m.GetDevicePluginResourceCapacity(klog.Background())
 		if _, said := capacity[v1.ResourcePods]; said || allocatable.Cpu().Value() != 1 {

@@ -18,8 +18,8 @@ import (
 // (build/gvisor/cmd/containerd-shim-runsc-v1/volumes.go).
 const annotationMemoryVolumes = "berth.run/memory-volumes"
 
-// memoryVolumes is the annotation's value for a pod: its emptyDir volumes in memory, with owner and mode that they have from the kubelet. Empty: there are none. A
-// volume of which a container mounts a part only is not among them: its directories are made on the host.
+// memoryVolumes is the annotation's value for a pod: its emptyDir volumes in memory, with owner and mode that they have from the kubelet. Empty:
+// there are none. A volume of which a container mounts a part only is not among them: its directories are made on the host.
 func memoryVolumes(pod *v1.Pod, cfg nodeconfig.Config) (string, error) {
 	out := map[string]string{}
 	for _, v := range pod.Spec.Volumes {

@@ -12,8 +12,8 @@ import (
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
-// reporter tells the host agent, once each, which stages the pod's start has reached; and why its sandbox does not start, whenever that changes. Losing a report is harmless: the
-// agent also reads the truth from the API server and from containerd.
+// reporter tells the host agent, once each, which stages the pod's start has reached; and why its sandbox does not start, whenever that changes.
+// Losing a report is harmless: the agent also reads the truth from the API server and from containerd.
 type reporter struct {
 	cfg  nodeconfig.Config
 	mu   sync.Mutex

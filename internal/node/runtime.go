@@ -172,7 +172,9 @@ func (s *runtimeService) GetContainerEvents(ctx context.Context, out chan *runti
 // the scheduler has decided on the isolation, with a view to that. A handler that is none of ours has containerd's answer.
 func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, asked string) (string, error) {
 	if !profile.HandlerKnown(asked) {
-		return "", fmt.Errorf("%s: remove runtimeClassName, or name a RuntimeClass with handler gvisor or microvm", eks.MessageNoRuntime(asked))
+		err := fmt.Errorf("%s: remove runtimeClassName, or name a RuntimeClass with handler gvisor or microvm", eks.MessageNoRuntime(asked))
+		s.report.send(nodeconfig.StageSandboxFailed, err.Error())
+		return "", err
 	}
 	id := s.early.take(ctx, config)
 	if id == "" {

@@ -83,8 +83,9 @@ func (c *container) prepare(ctx context.Context, r *api.CreateTaskRequest) error
 // refuses one that says so.
 const crunVersion = `"1.0.2"`
 
-// withRoot sets the path of the root file system, gives the image's volumes a source in it and, unless the configuration does, the personality: a container's addresses are random, though those
-// of crun, from which it would inherit that, are not. It leaves what it does not know of the configuration as it is.
+// withRoot sets the path of the root file system, gives the image's volumes a source in it and, unless the configuration does, the personality: a
+// container's addresses are random, though those of crun, from which it would inherit that, are not. It leaves what it does not know of the
+// configuration as it is.
 func withRoot(config json.RawMessage, rootfs string) ([]byte, *specs.Spec, error) {
 	var spec specs.Spec
 	var fields, root map[string]json.RawMessage
