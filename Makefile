@@ -168,7 +168,7 @@ bin/kubectl: | bin/berth
 	ln -sfn berth $@
 
 # It takes its name for the shim that it starts.
-$(addprefix bin/,$(STARTS)): | bin/containerd-shim-start
+$(addprefix bin/,$(STARTS)): bin/containerd-shim-start
 	ln -sfn containerd-shim-start $@
 
 # kubelet: only bench-start compares with it.

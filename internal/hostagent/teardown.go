@@ -127,12 +127,6 @@ func RemoveAll(ctx context.Context, dirs layout.Dirs) error {
 	}
 	keep(network.Down(ctx))
 	keep(lowerLimits(dirs))
-	// containerd puts shims' sockets here whatever its configuration says. What is not empty is another containerd's.
-	for _, dir := range []string{"/run/containerd/s", "/run/containerd"} {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
-			keep(fmt.Errorf("remove %s: %w", dir, err))
-		}
-	}
 	return errors.Join(failed...)
 }
 

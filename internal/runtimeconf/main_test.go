@@ -95,13 +95,6 @@ func prepare() error {
 	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
-	// Where shims have their sockets.
-	if err := os.MkdirAll("/run/containerd", 0o711); err != nil {
-		return err
-	}
-	if err := unix.Mount("tmpfs", "/run/containerd", "tmpfs", 0, "mode=0711"); err != nil {
-		return fmt.Errorf("mount /run/containerd: %w", err)
-	}
 	loopback, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err

@@ -19,8 +19,13 @@ import (
 )
 
 const (
-	// socketRoot is where containerd's shims have their sockets (containerd's pkg/shim.SocketAddress).
-	socketRoot = "/run/containerd/s"
+	// socketDir is where shims have their sockets: beside containerd's own. The usual /run/containerd/s is every containerd's of the
+	// machine, so that nobody could tell what in it is ours.
+	socketDir = "s"
+	// addressFile and pidFile are the shim's address and process, in the bundle of the sandbox that it was started for. Other
+	// containers of the pod have the address only.
+	addressFile, pidFile = "address", "shim.pid"
+	scheme               = "unix://"
 	// sandboxAnnotation groups the containers of a pod into one shim.
 	sandboxAnnotation = "io.kubernetes.cri.sandbox-id"
 )
@@ -52,11 +57,17 @@ func Run(self string, args []string, out io.Writer) error {
 	flags.BoolVar(&r.debug, "debug", false, "")
 	_ = flags.String("publish-binary", "", "")
 	_ = flags.String("bundle", "", "")
-	if flags.Parse(args) != nil || flags.Arg(0) != "start" {
+	valid := flags.Parse(args) == nil
+	if valid && flags.Arg(0) == "delete" {
+		if err := removeSocket(); err != nil {
+			return err
+		}
+	}
+	if !valid || flags.Arg(0) != "start" {
 		return fmt.Errorf("execute %s: %w", shim, syscall.Exec(shim, append([]string{shim}, args...), os.Environ()))
 	}
-	if r.namespace == "" || r.id == "" {
-		return errors.New("-namespace and -id are needed; this program is for containerd, not for people")
+	if r.namespace == "" || r.id == "" || !filepath.IsAbs(r.address) {
+		return errors.New("-namespace, -id and -address, an absolute path, are needed; this program is for containerd, not for people")
 	}
 	address, err := start(r, shim)
 	if err != nil {
@@ -76,9 +87,9 @@ func start(r request, shim string) (string, error) {
 	if r.debug {
 		key = filepath.Join(key, "debug")
 	}
-	path := fmt.Sprintf("%s/%x", socketRoot, sha256.Sum256([]byte(key)))
-	address := "unix://" + path
-	if err := write("address", address); err != nil {
+	path := filepath.Join(filepath.Dir(r.address), socketDir, fmt.Sprintf("%x", sha256.Sum256([]byte(key))))
+	address := scheme + path
+	if err := write(addressFile, address); err != nil {
 		return "", err
 	}
 	if found, err := answers(path); found || err != nil {
@@ -134,6 +145,22 @@ func listen(path string) (*os.File, error) {
 	return file, nil
 }
 
+// removeSocket removes the socket of the shim whose sandbox's bundle is the working directory: containerd has lost the shim for good,
+// and one that was killed could not do it.
+func removeSocket() error {
+	if _, err := os.Stat(pidFile); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	address, err := os.ReadFile(addressFile)
+	if err == nil {
+		err = os.Remove(strings.TrimPrefix(string(address), scheme))
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the shim's socket: %w", err)
+	}
+	return nil
+}
+
 func launch(r request, shim string, socket *os.File) error {
 	args := []string{"-namespace", r.namespace, "-address", r.address, "-id", r.id}
 	if r.debug {
@@ -146,7 +173,7 @@ func launch(r request, shim string, socket *os.File) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the shim: %w", err)
 	}
-	if err := write("shim.pid", strconv.Itoa(cmd.Process.Pid)); err != nil {
+	if err := write(pidFile, strconv.Itoa(cmd.Process.Pid)); err != nil {
 		_ = cmd.Process.Kill()
 		return err
 	}

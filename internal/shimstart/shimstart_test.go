@@ -1,7 +1,9 @@
 package shimstart
 
 import (
+	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
 )
@@ -45,6 +47,33 @@ func TestAnswers(t *testing.T) {
 			lives, err := answers(c.path)
 			if lives != c.lives || (err != nil) != c.unsure {
 				t.Errorf("answers(%s) = %v, %v", c.path, lives, err)
+			}
+		})
+	}
+}
+
+// TestRemoveSocket: what a sandbox's dead shim left goes with the sandbox, and not with another container of its pod.
+func TestRemoveSocket(t *testing.T) {
+	for name, sandbox := range map[string]bool{"the sandbox's bundle": true, "a container's bundle": false} {
+		t.Run(name, func(t *testing.T) {
+			socket := filepath.Join(t.TempDir(), "s")
+			t.Chdir(t.TempDir())
+			files := map[string]string{socket: "", addressFile: scheme + socket}
+			if sandbox {
+				files[pidFile] = "1"
+			}
+			for path, text := range files {
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 2 { // containerd may ask again
+				if err := removeSocket(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := os.Stat(socket); errors.Is(err, os.ErrNotExist) != sandbox {
+				t.Errorf("the shim's socket: %v", err)
 			}
 		})
 	}

@@ -21,8 +21,8 @@ const (
 	// patience bounds every wait for something that takes a second or two on an idle machine.
 	patience = 90 * time.Second
 	look     = 200 * time.Millisecond
-	// shimSockets is where containerd puts them; another containerd of the machine may have made it before.
-	shimSockets = "/run/containerd"
+	// foreign is the directory of another containerd of the machine, which is left as it is.
+	foreign = "/run/containerd"
 )
 
 var (
@@ -64,7 +64,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(cache)
 	os.Setenv("KUBECACHEDIR", cache)
-	_, before := os.Stat(shimSockets)
+	before := below(foreign)
 	if out, err := berth("up", "--isolation", isolation); err != nil {
 		return fail(fmt.Errorf("berth up: %w\n%s", err, out))
 	}
@@ -78,13 +78,27 @@ func run(m *testing.M) int {
 		return fail(fmt.Errorf("berth down: %w\n%s", err, out))
 	}
 	left := leftovers()
-	if _, after := os.Stat(shimSockets); before != nil && after == nil {
-		left = append(left, "directory: "+shimSockets)
+	for _, path := range below(foreign) {
+		if !slices.Contains(before, path) {
+			left = append(left, "of another containerd: "+path)
+		}
 	}
 	if len(left) > 0 {
 		return fail(fmt.Errorf("berth down left behind:\n%s", strings.Join(left, "\n")))
 	}
 	return code
+}
+
+// below lists the directory, if it is there, and everything in it.
+func below(dir string) []string {
+	var paths []string
+	_ = filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		if err == nil {
+			paths = append(paths, path)
+		}
+		return nil
+	})
+	return paths
 }
 
 // hostRuns is an error unless the host can run the isolation.

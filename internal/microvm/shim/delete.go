@@ -17,9 +17,8 @@ import (
 )
 
 const (
-	// pidFile is where containerd-shim-start notes the shim that it started for a sandbox, in the sandbox's bundle; addressFile has its socket.
-	pidFile     = "shim.pid"
-	addressFile = "address"
+	// pidFile is where containerd-shim-start notes the shim that it started for a sandbox, in the sandbox's bundle.
+	pidFile = "shim.pid"
 	// endLimit bounds the wait for the end of a shim that was killed, in milliseconds.
 	endLimit = 5000
 )
@@ -27,7 +26,7 @@ const (
 // Delete removes what is left of a pod whose shim containerd has lost, and answers containerd on out. As a rule the shim is dead, and its
 // machine ended with it. One that lives, but did not answer in time, is ended: nobody would ever ask it to. The working directory is the bundle.
 func Delete(out io.Writer, runDir string) error {
-	if err := errors.Join(endShim(), removeSocket()); err != nil {
+	if err := endShim(); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(runDir); err != nil {
@@ -69,22 +68,6 @@ func endShim() error {
 		return fmt.Errorf("end the shim, process %d: %w", pid, err)
 	}
 	return awaitEnd(fd, pid)
-}
-
-// removeSocket removes the socket of the sandbox's shim, which a shim that was killed could not. A container's bundle names it, too, but while the
-// shim lives.
-func removeSocket() error {
-	if _, err := os.Stat(pidFile); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	address, err := os.ReadFile(addressFile)
-	if err == nil {
-		err = os.Remove(strings.TrimPrefix(string(address), "unix://"))
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the shim's socket: %w", err)
-	}
-	return nil
 }
 
 func awaitEnd(fd, pid int) error {

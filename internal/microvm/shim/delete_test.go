@@ -51,12 +51,6 @@ func TestDelete(t *testing.T) {
 			if err := os.MkdirAll(runDir, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			socket := filepath.Join(t.TempDir(), "s")
-			for path, text := range map[string]string{socket: "", addressFile: "unix://" + socket} {
-				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
 			if c.pid != "" {
 				if err := os.WriteFile(pidFile, []byte(c.pid), 0o600); err != nil {
 					t.Fatal(err)
@@ -72,9 +66,6 @@ func TestDelete(t *testing.T) {
 			}
 			if _, err := os.Stat(runDir); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the machine's directory: %v", err)
-			}
-			if _, err := os.Stat(socket); (err == nil) != (c.pid == "") {
-				t.Errorf("the shim's socket: %v", err)
 			}
 			if c.ends != nil {
 				if err := c.ends.Wait(); err == nil || err.Error() != "signal: killed" {
