@@ -20,6 +20,8 @@ STARTS     := containerd-shim-runsc-start containerd-shim-berth-start
 KUBERNETES := kube-apiserver kube-controller-manager kube-scheduler
 CONTAINERD := containerd ctr
 SHIM       := containerd-shim-runsc-v1
+# A plugin of QEMU, one for each range of versions of its plugin interface.
+TRIM       := qemu-trim-v1.so qemu-trim-v2.so
 UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 
 # What the end-to-end tests' pods run in: the suite runs once for each, less what the other's run shows as well: tests of virtual machines, whatever
@@ -53,7 +55,7 @@ down: ## Stop the local cluster; nothing of it stays but its state in /var/lib/b
 ##@ Build
 
 .PHONY: build
-build: $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM)) bin/guest/manifest.json ## Build every program and the microVM's guest into bin/, if it changed.
+build: $(addprefix bin/,$(OURS) kubectl $(STARTS) $(UPSTREAM) $(SHIM) $(TRIM)) bin/guest/manifest.json ## Build every program and the microVM's guest into bin/, if it changed.
 
 .PHONY: guest
 guest: bin/guest/manifest.json ## Make the microVM's guest (bin/guest): kernel, initramfs, tools image, digests.
@@ -170,6 +172,9 @@ bin/kubectl: | bin/berth
 # It takes its name for the shim that it starts.
 $(addprefix bin/,$(STARTS)): bin/containerd-shim-start
 	ln -sfn containerd-shim-start $@
+
+bin/qemu-trim-v%.so: internal/microvm/qemu/trim/trim.c
+	gcc -O2 -fPIC -shared -fvisibility=hidden -Wall -Wextra -Werror -DVERSION=$* -s -o $@ $<
 
 # kubelet: only bench-start compares with it.
 $(addprefix bin/,$(KUBERNETES) kubelet): go.mod go.sum

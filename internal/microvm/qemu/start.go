@@ -87,6 +87,9 @@ func (d *Driver) command(h vmm.Host, root string, args []string) (*exec.Cmd, err
 	if err != nil {
 		return nil, err
 	}
+	if _, err := os.Stat(filepath.Join(root, trimmerPath)); err == nil {
+		args = append(args, "-plugin", trimmerPath)
+	}
 	return jail.Command(jail.Config{Program: d.options.Jail, Root: root, UID: h.UID, GID: h.GID, Cgroups: dirs,
 		KVM: d.options.Acceleration == KVM, Lifeline: firstDescriptors.monitor}, append([]string{program}, args...), environment)
 }

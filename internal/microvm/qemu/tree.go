@@ -43,8 +43,11 @@ const (
 	treeBeingMade = ".tree"
 )
 
-// findFiles lists what belongs into a tree, by absolute path.
-func findFiles(ctx context.Context, program string) ([]string, error) {
+// A treeFile is the host's file from, in a tree at the absolute path to.
+type treeFile struct{ from, to string }
+
+// findFiles lists what of QEMU belongs into a tree, where it is on the host.
+func findFiles(ctx context.Context, program string) ([]treeFile, error) {
 	libraries, err := libraries(ctx, program)
 	if err != nil {
 		return nil, err
@@ -59,7 +62,11 @@ func findFiles(ctx context.Context, program string) ([]string, error) {
 		files = append(files, module) // it needs no library that QEMU does not
 	}
 	slices.Sort(files)
-	return slices.Compact(files), nil
+	var list []treeFile
+	for _, path := range slices.Compact(files) {
+		list = append(list, treeFile{path, path})
+	}
+	return list, nil
 }
 
 func firstFile(base string, dirs []string, name string) string {
@@ -113,11 +120,11 @@ func interpreter(program string) (string, error) {
 	return "", nil
 }
 
-// digestFiles is a digest of the files' paths and contents.
-func digestFiles(files []string) (string, error) {
+// digestFiles is a digest of the files' paths in the tree and contents.
+func digestFiles(files []treeFile) (string, error) {
 	sum := sha256.New()
-	for _, path := range files {
-		file, err := os.Open(path)
+	for _, f := range files {
+		file, err := os.Open(f.from)
 		if err != nil {
 			return "", err
 		}
@@ -125,16 +132,16 @@ func digestFiles(files []string) (string, error) {
 		_, err = io.Copy(one, file)
 		file.Close()
 		if err != nil {
-			return "", fmt.Errorf("read %s: %w", path, err)
+			return "", fmt.Errorf("read %s: %w", f.from, err)
 		}
-		fmt.Fprintf(sum, "%s %x\n", path, one.Sum(nil))
+		fmt.Fprintf(sum, "%s %x\n", f.to, one.Sum(nil))
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 // makeTree copies the files to a directory, unless it is there, and removes older trees beside it (pattern). Machines that run in one of those
 // do not mind.
-func makeTree(dir, pattern string, files []string) error {
+func makeTree(dir, pattern string, files []treeFile) error {
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return explainSpace(err)
@@ -186,18 +193,18 @@ func lock(path string) (unlock func(), err error) {
 	}
 }
 
-func fillTree(dir string, files []string) error {
+func fillTree(dir string, files []treeFile) error {
 	for _, sub := range []string{"proc", "dev"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return err
 		}
 	}
 	if _, err := os.Stat(loaderCache); err == nil {
-		files = append(slices.Clone(files), loaderCache)
+		files = append(slices.Clone(files), treeFile{loaderCache, loaderCache})
 	}
-	for _, path := range files {
-		if err := copyFile(filepath.Join(dir, path), path); err != nil {
-			return fmt.Errorf("copy %s: %w", path, explainSpace(err))
+	for _, f := range files {
+		if err := copyFile(filepath.Join(dir, f.to), f.from); err != nil {
+			return fmt.Errorf("copy %s: %w", f.from, explainSpace(err))
 		}
 	}
 	// QEMU is nobody's user in there, whatever our umask is.
