@@ -20,6 +20,9 @@ type lists struct {
 	service internalapi.RuntimeService
 	mine    map[string]string
 
+	// busy has a value after answers went bad.
+	busy chan struct{}
+
 	mu         sync.Mutex
 	streams    int    // of events, open
 	change     uint64 // counts events and changes
@@ -32,8 +35,16 @@ type answer[T any] struct {
 	at    time.Time
 }
 
+func newLists(service internalapi.RuntimeService, mine map[string]string) *lists {
+	return &lists{service: service, mine: mine, busy: make(chan struct{}, 1)}
+}
+
 // changed forgets the answers.
 func (l *lists) changed() {
+	select {
+	case l.busy <- struct{}{}:
+	default:
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.change++

@@ -19,7 +19,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -50,12 +49,7 @@ func Run(cfg nodeconfig.Config) error {
 		return fmt.Errorf("start the kubelet of %s: %w", cfg.NodeName, err)
 	}
 	slog.Info("kubelet started", "node", cfg.NodeName, "pod", cfg.PodNamespace+"/"+cfg.PodName)
-	select {
-	case <-time.After(settleTime):
-		settle()
-		<-ctx.Done()
-	case <-ctx.Done():
-	}
+	<-ctx.Done()
 	return nil
 }
 

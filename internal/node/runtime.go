@@ -16,8 +16,8 @@ import (
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/layout"
 	"github.com/berth-run/berth/internal/nodeconfig"
-	"github.com/berth-run/berth/internal/podcgroup"
 	"github.com/berth-run/berth/internal/profile"
+	"github.com/berth-run/berth/internal/still"
 )
 
 // LabelNode is on every sandbox and container of a node process; its value is the node's name.
@@ -35,19 +35,16 @@ type runtimeService struct {
 	early      *earlySandbox
 	lists      *lists
 	usage      *diskUsage
-	stats      *stillStats
+	stats      *still.Answer[[]*runtimeapi.PodSandboxStats]
 	// memoryVolumes is an annotation's value, once the pod is known.
 	memoryVolumes atomic.Pointer[string]
 }
 
 func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, report *reporter) *runtimeService {
 	out := &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{how: cfg.PortForward}}
-	out.lists = &lists{service: s, mine: out.mine(nil)}
+	out.lists = newLists(s, out.mine(nil))
 	out.usage = newDiskUsage(cfg, out)
-	out.stats = newStillStats(out.lists, func() (uint64, error) {
-		used, err := podcgroup.Read(cfg.CgroupParent)
-		return used.CPU, err
-	})
+	out.stats = still.New[[]*runtimeapi.PodSandboxStats](func() (uint64, error) { return still.CPU(cfg.CgroupParent) })
 	out.early = newEarlySandbox(s, cfg, out.prepare)
 	return out
 }
@@ -110,7 +107,8 @@ func (s *runtimeService) ListPodSandboxStats(ctx context.Context, filter *runtim
 	if filter.GetId() != "" || len(filter.GetLabelSelector()) > 0 {
 		return ask()
 	}
-	return s.stats.get(ask)
+	// The kubelet asks every ten seconds, to keep limits of ephemeral storage, and metrics servers do.
+	return s.stats.Get(s.lists.changes(), ask)
 }
 
 // ListPodSandboxMetrics has no filter: what is not this pod's is dropped here.

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/cgroups"
+	cgroupsv1 "github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/cgroups/manager"
 	"golang.org/x/sys/unix"
 
@@ -113,14 +114,7 @@ type Usage struct {
 // Read reads the use of the cgroup at path below each hierarchy's root. The error of one that is not there is
 // fs.ErrNotExist.
 func Read(path string) (Usage, error) {
-	m, err := open(path, &cgroups.Resources{})
-	if err != nil {
-		return Usage{}, err
-	}
-	if _, err := os.Stat(m.Path("memory")); err != nil {
-		return Usage{}, fmt.Errorf("find the pod's cgroup: %w", err)
-	}
-	stats, err := m.GetStats()
+	stats, err := readStats(path)
 	if err != nil {
 		return Usage{}, fmt.Errorf("read the pod's cgroup %s: %w", path, err)
 	}
@@ -132,6 +126,35 @@ func Read(path string) (Usage, error) {
 	u := Usage{CPU: stats.CpuStats.CpuUsage.TotalUsage, Memory: memory.Usage.Usage, MaxMemory: memory.Usage.MaxUsage, Cache: memory.Cache, RSS: rss}
 	u.WorkingSet = u.Memory - min(u.Memory, inactive)
 	return u, nil
+}
+
+// readStats leaves the controllers alone that nobody asks for: in version 1 their files are a hundred, and every pod's kubelet reads them every
+// ten seconds.
+func readStats(path string) (*cgroups.Stats, error) {
+	if cgroups.IsCgroup2UnifiedMode() {
+		if _, err := os.Stat(filepath.Join(root, path)); err != nil {
+			return nil, err
+		}
+		m, err := open(path, &cgroups.Resources{})
+		if err != nil {
+			return nil, err
+		}
+		return m.GetStats()
+	}
+	stats := cgroups.NewStats()
+	for _, c := range []interface {
+		Name() string
+		GetStats(path string, stats *cgroups.Stats) error
+	}{&cgroupsv1.CpuacctGroup{}, &cgroupsv1.MemoryGroup{}} {
+		dir := filepath.Join(root, c.Name(), path)
+		if _, err := os.Stat(dir); err != nil {
+			return nil, err
+		}
+		if err := c.GetStats(dir, stats); err != nil {
+			return nil, err
+		}
+	}
+	return stats, nil
 }
 
 // hierarchies are the mounted cgroup roots: one with cgroup v2, one per controller with v1.

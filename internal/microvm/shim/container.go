@@ -35,7 +35,7 @@ func (p *pod) createContainer(ctx context.Context, r *taskapi.CreateTaskRequest,
 	if err != nil {
 		return nil, err
 	}
-	t := newTask(r, 0)
+	t := newTask(p, r, 0)
 	var lun int
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {

@@ -70,7 +70,7 @@ func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.
 		packed, err := anypb.New(stats)
 		return &taskapi.StatsResponse{Stats: packed}, err
 	}
-	return p.guest.Tasks().Stats(ctx, r)
+	return t.stats.Get(t.updates.Load(), func() (*taskapi.StatsResponse, error) { return p.guest.Tasks().Stats(ctx, r) })
 }
 
 // Update changes a container's limits while it runs.
@@ -79,6 +79,7 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*em
 	if err != nil || t.sandbox {
 		return empty, err
 	}
+	defer t.updates.Add(1)
 	return p.guest.Tasks().Update(ctx, r)
 }
 

@@ -101,7 +101,7 @@ func (s *Service) createPod(ctx context.Context, r *taskapi.CreateTaskRequest, s
 		return nil, err
 	}
 	p.publisher = s.publisher
-	t := newTask(r, uint32(p.machine.PID()))
+	t := newTask(p, r, uint32(p.machine.PID()))
 	t.sandbox = true
 	s.mu.Lock()
 	s.pod = p

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"sync"
+	"sync/atomic"
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -9,6 +10,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/berth-run/berth/internal/still"
 )
 
 // killed is the exit status of what the machine's end took along: 128 and SIGKILL.
@@ -21,6 +24,9 @@ type task struct {
 	pid        uint32
 	// placed are the container's files that are brought back when it ends.
 	placed []returned
+	// stats is what the container was last measured to use, updates counts what was set since.
+	stats   *still.Answer[*taskapi.StatsResponse]
+	updates atomic.Uint64
 
 	mu        sync.Mutex
 	first     *process
@@ -49,9 +55,10 @@ type stdio struct {
 	terminal              bool
 }
 
-func newTask(r *taskapi.CreateTaskRequest, pid uint32) *task {
+func newTask(p *pod, r *taskapi.CreateTaskRequest, pid uint32) *task {
 	io := stdio{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal}
-	return &task{id: r.ID, bundle: r.Bundle, pid: pid, first: newProcess(r.ID, "", pid, io), processes: map[string]*process{}}
+	return &task{id: r.ID, bundle: r.Bundle, pid: pid, first: newProcess(r.ID, "", pid, io), processes: map[string]*process{},
+		stats: still.New[*taskapi.StatsResponse](func() (uint64, error) { return still.CPU(p.cgroup) })}
 }
 
 func newProcess(id, exec string, pid uint32, io stdio) *process {

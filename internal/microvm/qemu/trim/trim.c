@@ -31,7 +31,7 @@ __attribute__((visibility("default"))) int qemu_plugin_version = VERSION;
 #define WINDOW (10 * SECOND)
 #define IDLE 50
 /* What is worth to be given back; a cache that filled up again is not emptied before FIRST_PAUSE, then twice as long, and so on. */
-#define WORTH (6 * MIB)
+#define WORTH (16 * MIB)
 #define FIRST_PAUSE (60 * SECOND)
 /* The beginning of the cache holds how the emulator's own code gets in and out of it. */
 #define KEPT (64 << 10)

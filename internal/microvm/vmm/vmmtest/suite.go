@@ -63,15 +63,7 @@ func (s *Suite) Template(t *testing.T) vmm.Template {
 		t.Fatal(err)
 	}
 	made := vmm.Template{Monitor: fingerprint, Shape: s.Shape, RAM: memoryFile(t, "ram"), State: memoryFile(t, "state")}
-	host := s.host(t)
-	m, err := s.Driver.Boot(ctx, vmm.Boot{Host: host, Shape: s.Shape, Kernel: s.Guest.Kernel, Initrd: s.Guest.Initrd, RAM: made.RAM})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = m.Kill() }()
-	if got := ask(t, host, "PING"); got != "PONG" {
-		t.Fatalf("the guest answers %q; its console: %s", got, consoleOf(host))
-	}
+	m, host := s.Boot(t, made.RAM)
 	if got := ask(t, host, "KEEP template"); got != "ok" {
 		t.Fatalf("the guest answers %q", got)
 	}
@@ -91,6 +83,21 @@ func (s *Suite) Template(t *testing.T) vmm.Template {
 		}
 	}
 	return made
+}
+
+// Boot is a machine that has booted into the memory, killed when the test ends, and answers.
+func (s *Suite) Boot(t *testing.T, ram *os.File) (vmm.Machine, vmm.Host) {
+	t.Helper()
+	host := s.host(t)
+	m, err := s.Driver.Boot(within(t), vmm.Boot{Host: host, Shape: s.Shape, Kernel: s.Guest.Kernel, Initrd: s.Guest.Initrd, RAM: ram})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Kill() })
+	if got := ask(t, host, "PING"); got != "PONG" {
+		t.Fatalf("the guest answers %q; its console: %s", got, consoleOf(host))
+	}
+	return m, host
 }
 
 // Restore is a machine of the template, killed when the test ends.

@@ -1,15 +1,13 @@
-package node
+package still
 
 import (
 	"errors"
 	"testing"
 	"time"
-
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestStillStats: an answer is given once more as long as the pod did next to nothing, and never when something happened.
-func TestStillStats(t *testing.T) {
+// TestAnswer: an answer is given once more as long as the pod did next to nothing, and never when something happened.
+func TestAnswer(t *testing.T) {
 	broken := errors.New("the cgroup is gone")
 	for name, c := range map[string]struct {
 		later  time.Duration
@@ -31,13 +29,14 @@ func TestStillStats(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			now, taken, asked := time.Now(), uint64(5e9), 0
 			var cpuErr error
-			s := newStillStats(&lists{}, func() (uint64, error) { return taken, cpuErr })
+			change := uint64(7)
+			s := New[[]int](func() (uint64, error) { return taken, cpuErr })
 			s.now = func() time.Time { return now }
 			get := func(failed error) {
-				got, err := s.get(func() ([]*runtimeapi.PodSandboxStats, error) {
+				got, err := s.Get(change, func() ([]int, error) {
 					asked++
 					taken += 500e6 // to answer costs the pod something, too
-					return []*runtimeapi.PodSandboxStats{{}}, failed
+					return []int{1}, failed
 				})
 				if len(got) != 1 || !errors.Is(err, failed) {
 					t.Errorf("got %v, %v", got, err)
@@ -46,7 +45,7 @@ func TestStillStats(t *testing.T) {
 			get(c.askErr)
 			now, taken, cpuErr = now.Add(c.later), taken+c.taken, c.cpuErr
 			if c.event {
-				s.lists.changed()
+				change++
 			}
 			get(nil)
 			if asked != c.asked {

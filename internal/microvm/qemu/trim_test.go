@@ -1,0 +1,73 @@
+package qemu_test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/microvm/vmm/vmmtest"
+)
+
+// TestTrim: the code that an emulated machine was booted with does not stay in memory when it is idle, and the machine goes on.
+func TestTrim(t *testing.T) {
+	const much, little, patience = 16 << 20, 12 << 20, time.Minute
+	suite := realSuite(t)
+	fd, err := unix.MemfdCreate("ram", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ram := os.NewFile(uintptr(fd), "ram")
+	defer ram.Close()
+	m, host := suite.Boot(t, ram)
+	// The guest asks and asks whether somebody is there, unless somebody is.
+	caller, err := net.Dial("unix", host.AgentSocket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	most := codeOf(t, m.PID())
+	if most < much {
+		t.Fatalf("the emulator has %d bytes of code after a boot; there is nothing to give back", most)
+	}
+	for began := time.Now(); ; time.Sleep(time.Second) {
+		left := codeOf(t, m.PID())
+		if left < little {
+			t.Logf("%d of %d bytes are left after %s", left, most, time.Since(began))
+			break
+		}
+		if time.Since(began) > patience {
+			t.Fatalf("%d of %d bytes of code are left", left, most)
+		}
+	}
+	if err := caller.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := vmmtest.Ask(t.Context(), host.AgentSocket, "PING"); err != nil || got != "PONG" {
+		t.Errorf("the guest answers %q (%v)", got, err)
+	}
+}
+
+// codeOf is the memory of a process that is writable and executable, in bytes.
+func codeOf(t *testing.T, pid int) int {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, in := 0, false
+	for line := range strings.Lines(string(maps)) {
+		fields := strings.Fields(line)
+		if len(fields) > 1 && len(fields[1]) == len("rwxp") && strings.Contains(fields[0], "-") {
+			in = fields[1] == "rwxp"
+		}
+		var kb int
+		if n, _ := fmt.Sscanf(line, "Private_Dirty: %d kB", &kb); n == 1 && in {
+			sum += kb << 10
+		}
+	}
+	return sum
+}
