@@ -32,6 +32,7 @@ import (
 	"github.com/berth-run/berth/internal/controller/admission"
 	"github.com/berth-run/berth/internal/controller/berth"
 	"github.com/berth-run/berth/internal/controller/host"
+	"github.com/berth-run/berth/internal/controller/node"
 	"github.com/berth-run/berth/internal/controller/nodecert"
 	"github.com/berth-run/berth/internal/controller/patch"
 	"github.com/berth-run/berth/internal/controller/profile"
@@ -80,6 +81,7 @@ func All(mgr ctrl.Manager, kube kubernetes.Interface, recorder record.EventRecor
 		&subnet.Reconciler{Client: c, Live: live, Usage: addresses, Now: time.Now},
 		&host.Reconciler{Client: c, Now: time.Now},
 		&patch.Reconciler{Client: c, Recorder: recorder, Now: time.Now, Cluster: o.Cluster},
+		&node.Reconciler{Client: c, Live: live},
 		&nodecert.Reconciler{Client: c, Live: live, Approver: kube},
 	}
 }

@@ -94,7 +94,13 @@ func TestServices(t *testing.T) {
 	t.Run("no request fails while pods are replaced and programs killed", func(t *testing.T) { replaceUnderLoad(t) })
 }
 
-// replaceUnderLoad replaces the pods, and kills kube-proxy and a CoreDNS, while requests go on.
+// byName asks by name, and looks names up with one try each, until there is a file /stop.
+const byName = `RES_OPTIONS="attempts:1 timeout:5"; export RES_OPTIONS
+(until [ -e /stop ]; do getent ahostsv4 kubernetes >/dev/null || echo "lookup failed at $(date -u +%T)"; sleep 0.05; done) &
+until [ -e /stop ]; do curl -sSf --max-time 8 http://echo:8080/ >/dev/null || echo "request failed at $(date -u +%T)"; sleep 0.1; done
+wait; echo asked`
+
+// replaceUnderLoad replaces the pods and every CoreDNS, and kills kube-proxy, while requests and lookups go on.
 func replaceUnderLoad(t *testing.T) {
 	t.Helper()
 	vip := kubectl(t, "get", "service", "echo", "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}")
@@ -102,8 +108,7 @@ func replaceUnderLoad(t *testing.T) {
 	go func() { result <- load(vip, 1<<20, stop) }()
 	names := make(chan string, 1)
 	go func() {
-		out, _ := berth("kubectl", "exec", "client", "--", "sh", "-c",
-			"for i in $(seq 50); do curl -sSf --max-time 8 http://echo:8080/ >/dev/null || echo failed; sleep 0.1; done; echo asked")
+		out, _ := berth("kubectl", "exec", "client", "--", "sh", "-c", byName)
 		names <- strings.TrimSpace(out)
 	}()
 	kill(t, partPID("kube-proxy"))
@@ -115,8 +120,18 @@ func replaceUnderLoad(t *testing.T) {
 	if err := <-result; err != nil {
 		t.Error(err)
 	}
+	kubectl(t, "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+	kubectl(t, "-n", "kube-system", "rollout", "restart", "deployment/coredns")
+	kubectl(t, "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+	eventually(t, func() string { // the old ones are gone
+		if pods := strings.Fields(kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", "name")); len(pods) != 2 {
+			return strings.Join(pods, " ")
+		}
+		return ""
+	})
+	kubectl(t, "exec", "client", "--", "touch", "/stop")
 	if out := <-names; out != "asked" {
-		t.Errorf("requests by name: %s", out)
+		t.Errorf("by name: %s", out)
 	}
 }
 

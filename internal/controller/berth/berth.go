@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	coordination "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -26,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/controller/node"
 	"github.com/berth-run/berth/internal/controller/scheduler"
 )
 
@@ -235,24 +235,13 @@ func (r *Reconciler) finalize(ctx context.Context, berth *v1alpha1.Berth) error 
 		}
 		controllerutil.RemoveFinalizer(berth, v1alpha1.FinalizerHost)
 	}
-	if err := r.deleteNode(ctx, berth.Spec.NodeName); err != nil {
+	if err := node.Delete(ctx, r.Client, berth.Spec.NodeName); err != nil {
 		return err
 	}
 	controllerutil.RemoveFinalizer(berth, v1alpha1.FinalizerNode)
 	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
 	if err := r.Client.Patch(ctx, berth, patch); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("let berth %s go: %w", berth.Name, err)
-	}
-	return nil
-}
-
-func (r *Reconciler) deleteNode(ctx context.Context, name string) error {
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	lease := &coordination.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: corev1.NamespaceNodeLease, Name: name}}
-	for _, o := range []client.Object{node, lease} {
-		if err := r.Client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("delete %T %s: %w", o, o.GetName(), err)
-		}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-run/berth/api/v1alpha1"
+	"github.com/berth-run/berth/internal/controller/node"
 	"github.com/berth-run/berth/internal/controller/scheduler"
 	"github.com/berth-run/berth/internal/eks"
 )
@@ -65,5 +66,5 @@ func (r *Reconciler) deleteStrayNode(ctx context.Context, name string, berth typ
 			return nil
 		}
 	}
-	return r.deleteNode(ctx, name)
+	return node.Delete(ctx, r.Client, name)
 }
