@@ -48,7 +48,9 @@ func TestHealth(t *testing.T) {
 	p.health.end(vmm.Exit{Reason: vmm.ReasonReset}, "its kernel panicked")
 	want(reasonMachineEnded)
 	cancel()
-	<-ended
+	if err := <-ended; err == nil {
+		t.Error("who goes is told of no error")
+	}
 	if len(heard) > 0 {
 		t.Errorf("heard of %q, too", <-heard)
 	}
