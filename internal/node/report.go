@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// retell is how long an agent that does not listen is left alone before it is told of trouble again.
-	retell = 5 * time.Second
+	// retellPause is how long an agent that does not listen is left alone before it is told of trouble again.
+	retellPause = 5 * time.Second
 	// reasonSandboxFailed is the trouble of a sandbox that cannot be started.
 	reasonSandboxFailed = "SandboxFailed"
 )
@@ -29,12 +29,13 @@ type reporter struct {
 	// now is the trouble, known is what the agent knows of it.
 	now, known podsocket.Trouble
 	retelling  bool
+	retell     time.Duration
 	// started is closed when the first container runs.
 	started chan struct{}
 }
 
 func newReporter(cfg nodeconfig.Config) *reporter {
-	return &reporter{cfg: cfg, sent: map[nodeconfig.Stage]bool{}, started: make(chan struct{})}
+	return &reporter{cfg: cfg, sent: map[nodeconfig.Stage]bool{}, retell: retellPause, started: make(chan struct{})}
 }
 
 func (r *reporter) send(stage nodeconfig.Stage, message string) {
@@ -72,7 +73,7 @@ func (r *reporter) tellTrouble() {
 		return
 	}
 	r.retelling = true
-	time.AfterFunc(retell, func() {
+	time.AfterFunc(r.retell, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.tellTrouble()
