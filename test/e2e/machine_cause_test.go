@@ -108,6 +108,17 @@ func TestMachineCauses(t *testing.T) {
 			recovers(t, pod)
 		})
 	}
+	t.Run("no room for a template", func(t *testing.T) {
+		const templates, changed = "/var/lib/berth/microvm/templates", "touch $0/bin/guest/vmlinux" // for all that the host knows
+		shell(t, "mount -t tmpfs -o size=1m small "+templates)
+		end := sync.OnceFunc(func() { shell(t, "umount -l "+templates+"; "+changed, top) })
+		t.Cleanup(end)
+		shell(t, changed, top)
+		signalPart(t, "roomless", "qemu", syscall.SIGKILL)
+		complains(t, "roomless", "no space left on device: free some space there, a template needs about 100 MB")
+		end()
+		recovers(t, "roomless")
+	})
 	t.Run("no room on the host's disk", func(t *testing.T) {
 		const disks = "/var/lib/berth/microvm/disks"
 		shell(t, "mount -t tmpfs -o size=1m small "+disks)

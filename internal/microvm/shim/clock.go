@@ -69,8 +69,11 @@ func (p *pod) keepClock(host *hostClock) {
 	}
 }
 
-// correctClock sets the guest's clock if it is wrong. It is false if the guest does not answer.
+// correctClock sets the guest's clock if it is wrong. It is false if the guest does not answer, or cannot.
 func (p *pod) correctClock() bool {
+	if p.health.standsStill() {
+		return false
+	}
 	answered := p.health.asking()
 	ctx, cancel := context.WithTimeout(context.Background(), clockLimit)
 	defer cancel()

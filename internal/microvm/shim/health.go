@@ -2,6 +2,7 @@ package shim
 
 import (
 	"encoding/json"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -62,6 +63,23 @@ func (h *health) end(exit vmm.Exit, why string) {
 	if exit.Reason != vmm.ReasonKilled && exit.Reason != vmm.ReasonPowerOff {
 		h.note(func() { h.ended = why })
 	}
+}
+
+// err says why the guest need not be asked: it does not run. What is asked of it would wait in a queue that has an end.
+func (h *health) err() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.told.Reason == "" {
+		return nil
+	}
+	return errors.New(h.told.Message)
+}
+
+// standsStill says whether the machine waits for room on the host's disk.
+func (h *health) standsStill() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.full
 }
 
 // note changes something and tells the listeners, if that makes a difference.

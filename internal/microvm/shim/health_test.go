@@ -41,6 +41,9 @@ func TestHealth(t *testing.T) {
 	during := p.health.asking()
 	p.health.stalled(true)
 	want(reasonHostDiskFull)
+	if _, err := podsocket.AskUsage(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "the host's disk is full") {
+		t.Errorf("a machine that stands still is asked: %v", err)
+	}
 	during(false)
 	p.health.stalled(false)
 	want("") // it could not answer, and has not been asked since

@@ -42,6 +42,10 @@ func (p *pod) answer(conn net.Conn) {
 		}
 		return
 	}
+	if err := p.health.err(); err != nil {
+		_ = podsocket.Answer(conn, err)
+		return
+	}
 	if request == podsocket.Usage {
 		usage, err := p.guest.Usage(ctx)
 		if podsocket.Answer(conn, err) == nil {
