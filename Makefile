@@ -28,7 +28,7 @@ UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 # the cluster's isolation is, and tests in which sandboxes have no part. The story runs in virtual machines in any case.
 E2E_ISOLATIONS ?= gvisor
 E2E_STORY := ^(TestDemo|TestNode|TestKubeletFeatures|TestThreeTiers)$$
-E2E_SKIP_gvisor = $(if $(filter microvm,$(E2E_ISOLATIONS)),^(TestMachines|TestMachineTrouble|TestIsolation|TestRights|TestShares)$$)
+E2E_SKIP_gvisor = $(if $(filter microvm,$(E2E_ISOLATIONS)),^(TestMachines|TestMachineTrouble|TestMachineCauses|TestIsolation|TestRights|TestShares)$$)
 E2E_SKIP_microvm = $(if $(filter gvisor,$(E2E_ISOLATIONS)),^(TestUp|TestSecondCluster|TestRefusals|TestMessages|TestMaintenanceWindow|TestProfileCommands|TestProfilesTakeTurns|TestPrivateRegistry)$$)
 
 # Whatever is compiled or embedded into our programs.

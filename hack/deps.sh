@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 # program, Debian package(s), what for
 needs=(
   "make|make|building"
-  "gcc|gcc libc6-dev|building the pause image"
+  "gcc|gcc libc6-dev|building the pause and busybox images"
+  "dpkg-source|dpkg-dev patch bzip2 xz-utils|building the busybox image"
   "mmdebstrap|mmdebstrap debian-archive-keyring|making images"
   "nft|nftables|the pods' firewall and NAT"
   "ip|iproute2|networking"

@@ -68,6 +68,8 @@ fi
 if ! fresh "$out/nginx.tar" "${recipes[@]}" "$here/nginx" "$here/redis" "$here/busybox" "$here/debian" || [ ! -f "$out/redis.tar" ]; then
   [ "$(id -u)" -eq 0 ] || { echo "hack/images/build.sh: making the Debian images needs root" >&2; exit 1; }
   need mmdebstrap mmdebstrap debian-archive-keyring
+  need gcc gcc libc6-dev
+  need dpkg-source dpkg-dev patch bzip2 xz-utils
   mkimage
   echo "making images of Debian $suite (about a minute)"
   exclude=()

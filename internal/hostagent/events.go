@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -18,6 +19,9 @@ import (
 	"github.com/berth-run/berth/internal/kit/conditions"
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
+
+// waitingReason is that of a condition whose time has not come yet.
+const waitingReason = "Waiting"
 
 // journal holds what is known about the stages of each pod's start until it is in the Berth's status.
 type journal struct {
@@ -36,13 +40,16 @@ func (j *journal) record(e nodeconfig.Event) {
 	if j.stages[e.PodUID] == nil {
 		j.stages[e.PodUID] = map[nodeconfig.Stage]nodeconfig.Event{}
 	}
-	if _, known := j.stages[e.PodUID][e.Stage]; !known || e.Stage == nodeconfig.StageSandboxFailed {
+	if _, known := j.stages[e.PodUID][e.Stage]; !known || e.Stage == nodeconfig.StageTrouble {
 		j.stages[e.PodUID][e.Stage] = e
+	}
+	if e.Stage == nodeconfig.StageConfigured { // a process that was started again says anew what is so
+		j.stages[e.PodUID][nodeconfig.StageTrouble] = nodeconfig.Event{}
 	}
 	j.mu.Unlock()
 	switch e.Stage {
 	// The stages between come fast; each of the first two brings the earlier ones into the status along with it.
-	case nodeconfig.StageContainerStarted, nodeconfig.StageNodeRegistered, nodeconfig.StageSandboxFailed, nodeconfig.StageFailed:
+	case nodeconfig.StageContainerStarted, nodeconfig.StageNodeRegistered, nodeconfig.StageTrouble, nodeconfig.StageFailed:
 		j.changed(e.PodUID)
 	}
 }
@@ -100,27 +107,39 @@ func (j *journal) apply(b *v1alpha1.Berth) {
 		completed(b)
 		return
 	}
-	set := func(kind string, at *metav1.MicroTime, done, waiting string) {
-		if at != nil {
+	trouble := j.trouble(b)
+	failed := trouble
+	if e, ok := j.stages[b.Spec.Pod.UID][nodeconfig.StageFailed]; ok {
+		failed = nodeconfig.Event{Reason: "KubeletFailed", Message: e.Message}
+	}
+	set := func(kind string, at *metav1.MicroTime, done, waiting string, failed nodeconfig.Event) {
+		switch {
+		case failed.Reason != "":
+			conditions.Set(&b.Status.Conditions, kind, false, b.Generation, failed.Reason, failed.Message)
+		case at != nil:
 			conditions.Set(&b.Status.Conditions, kind, true, b.Generation, "Done", done)
-		} else {
-			conditions.Set(&b.Status.Conditions, kind, false, b.Generation, "Waiting", waiting)
+		default:
+			conditions.Set(&b.Status.Conditions, kind, false, b.Generation, waitingReason, waiting)
 		}
 	}
-	set(v1alpha1.ConditionNodeRegistered, line.NodeRegistered, "the pod's kubelet runs and its Node exists", "the pod's kubelet has not registered its Node yet")
-	set(v1alpha1.ConditionSandboxReady, line.SandboxStarted, "the pod's sandbox runs", "the pod's sandbox has not started yet")
-	set(v1alpha1.ConditionReady, line.ContainerStarted, "a container of the pod has started", "no container of the pod has started yet")
+	set(v1alpha1.ConditionNodeRegistered, line.NodeRegistered, "the pod's kubelet runs and its Node exists", "the pod's kubelet has not registered its Node yet", nodeconfig.Event{})
+	set(v1alpha1.ConditionSandboxReady, line.SandboxStarted, "the pod's sandbox runs", "the pod's sandbox has not started yet", trouble)
+	set(v1alpha1.ConditionReady, line.ContainerStarted, "a container of the pod has started", "no container of the pod has started yet", failed)
 	if line.ContainerStarted != nil {
 		b.Status.Phase = v1alpha1.BerthRunning
 	}
-	if e, ok := j.stages[b.Spec.Pod.UID][nodeconfig.StageSandboxFailed]; ok && line.SandboxStarted == nil {
-		for _, kind := range []string{v1alpha1.ConditionSandboxReady, v1alpha1.ConditionReady} {
-			conditions.Set(&b.Status.Conditions, kind, false, b.Generation, "SandboxFailed", e.Message)
-		}
+}
+
+// trouble is what keeps the pod's sandbox from running. An agent that was started again has heard nothing yet: what an earlier one wrote is still true.
+func (j *journal) trouble(b *v1alpha1.Berth) nodeconfig.Event {
+	if e, ok := j.stages[b.Spec.Pod.UID][nodeconfig.StageTrouble]; ok {
+		return e
 	}
-	if e, ok := j.stages[b.Spec.Pod.UID][nodeconfig.StageFailed]; ok {
-		conditions.Set(&b.Status.Conditions, v1alpha1.ConditionReady, false, b.Generation, "KubeletFailed", e.Message)
+	c := meta.FindStatusCondition(b.Status.Conditions, v1alpha1.ConditionSandboxReady)
+	if c == nil || c.Status == metav1.ConditionTrue || c.Reason == waitingReason {
+		return nodeconfig.Event{}
 	}
+	return nodeconfig.Event{Reason: c.Reason, Message: c.Message}
 }
 
 func micro(t time.Time) *metav1.MicroTime {

@@ -1,6 +1,7 @@
 package hostagent
 
 import (
+	"reflect"
 	"testing"
 	"time"
 
@@ -11,28 +12,47 @@ import (
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
-// TestSandboxFailure: the Berth says why its sandbox does not start, the last of several reasons, until it has started.
-func TestSandboxFailure(t *testing.T) {
+// TestTrouble: the Berth says what keeps its sandbox from running, the last of several reasons, as long as that is so.
+func TestTrouble(t *testing.T) {
 	told := 0
 	j := newJournal(func(types.UID) { told++ })
 	b := &v1alpha1.Berth{Spec: v1alpha1.BerthSpec{Pod: v1alpha1.PodReference{UID: "uid"}}}
 	says := func(kind, reason, message string) {
 		t.Helper()
 		j.apply(b)
-		if c := meta.FindStatusCondition(b.Status.Conditions, kind); c == nil || c.Reason != reason || message != "" && c.Message != message {
+		c := meta.FindStatusCondition(b.Status.Conditions, kind)
+		if c == nil || c.Reason != reason || message != "" && c.Message != message {
 			t.Errorf("condition %s is %+v, want %s %q", kind, c, reason, message)
 		}
+		before := b.DeepCopy()
+		if j.apply(b); !reflect.DeepEqual(b, before) {
+			t.Errorf("to say it again changes the status from %+v to %+v", before.Status, b.Status)
+		}
+	}
+	stage := func(stage nodeconfig.Stage, reason, message string) {
+		j.record(nodeconfig.Event{PodUID: "uid", Stage: stage, Time: time.Now(), Reason: reason, Message: message})
 	}
 	says(v1alpha1.ConditionSandboxReady, "Waiting", "")
 	for _, why := range []string{"no guest image", "no space"} {
-		j.record(nodeconfig.Event{PodUID: "uid", Stage: nodeconfig.StageSandboxFailed, Time: time.Now(), Message: why})
+		stage(nodeconfig.StageTrouble, "SandboxFailed", why)
 		says(v1alpha1.ConditionSandboxReady, "SandboxFailed", why)
 		says(v1alpha1.ConditionReady, "SandboxFailed", why)
 	}
-	if told != 2 {
-		t.Errorf("the reconciler was told %d times, want 2", told)
+	stage(nodeconfig.StageTrouble, "", "")
+	if told != 3 {
+		t.Errorf("the reconciler was told %d times, want 3", told)
 	}
-	j.record(nodeconfig.Event{PodUID: "uid", Stage: nodeconfig.StageSandboxStarted, Time: time.Now()})
+	stage(nodeconfig.StageSandboxStarted, "", "")
 	says(v1alpha1.ConditionSandboxReady, "Done", "")
 	says(v1alpha1.ConditionReady, "Waiting", "")
+	stage(nodeconfig.StageContainerStarted, "", "")
+	stage(nodeconfig.StageTrouble, "HostDiskFull", "free some space")
+	says(v1alpha1.ConditionSandboxReady, "HostDiskFull", "free some space")
+	says(v1alpha1.ConditionReady, "HostDiskFull", "free some space")
+	// The agent is started again and has heard nothing; then the pod's kubelet is, and tells of no trouble.
+	j = newJournal(func(types.UID) {})
+	says(v1alpha1.ConditionSandboxReady, "HostDiskFull", "free some space")
+	stage(nodeconfig.StageConfigured, "", "")
+	says(v1alpha1.ConditionSandboxReady, "Done", "")
+	says(v1alpha1.ConditionReady, "Done", "")
 }

@@ -25,6 +25,8 @@ type machines struct {
 	dirs   layout.Dirs
 	guest  template.Guest
 	driver func(v1alpha1.Accelerator) vmm.Driver
+	// stores of templates: one each, so that who waits for a build fails when that does.
+	stores map[v1alpha1.Accelerator]*template.Store
 	// wanted is the accelerator that pods' machines use.
 	wanted chan v1alpha1.Accelerator
 }
@@ -33,12 +35,13 @@ var _ prober = (*machines)(nil)
 
 func newMachines(o Options) *machines {
 	driver := func(a v1alpha1.Accelerator) vmm.Driver { return o.Driver(o, a) }
-	return &machines{driver: driver, dirs: o.Dirs, guest: template.GuestIn(layout.Guest(o.BinDir)), wanted: make(chan v1alpha1.Accelerator, 1)}
-}
-
-func (m *machines) store(a v1alpha1.Accelerator) *template.Store {
-	return template.NewStore(template.Options{Dir: m.dirs.Templates(), Driver: m.driver(a), Guest: m.guest, Confinement: confinement(),
-		Report: func(what string) { slog.Info(what, "accelerator", a) }})
+	m := &machines{driver: driver, dirs: o.Dirs, guest: template.GuestIn(layout.Guest(o.BinDir)), wanted: make(chan v1alpha1.Accelerator, 1),
+		stores: map[v1alpha1.Accelerator]*template.Store{}}
+	for _, a := range []v1alpha1.Accelerator{v1alpha1.AcceleratorKVM, v1alpha1.AcceleratorTCG} {
+		m.stores[a] = template.NewStore(template.Options{Dir: m.dirs.Templates(), Driver: m.driver(a), Guest: m.guest, Confinement: confinement(),
+			Report: func(what string) { slog.Info(what, "accelerator", a) }})
+	}
+	return m
 }
 
 func confinement() vmm.Confinement {
@@ -52,7 +55,7 @@ func (m *machines) Probe(ctx context.Context) (v1alpha1.Accelerator, string, err
 		return v1alpha1.AcceleratorKVM, "its guest boots under KVM", nil
 	}
 	slog.Info("tried KVM", "error", kvm)
-	loaded, err := m.store(v1alpha1.AcceleratorTCG).Get(ctx, template.Shapes[0])
+	loaded, err := m.stores[v1alpha1.AcceleratorTCG].Get(ctx, template.Shapes[0])
 	if err != nil {
 		return "", "", fmt.Errorf("%s (by emulation; under KVM: %s)", brief(err), brief(kvm))
 	}
@@ -137,7 +140,7 @@ func (h *holding) end() {
 
 // hold gives templates to shims until ctx ends. The one that most pods need is loaded ahead.
 func (m *machines) hold(ctx context.Context, a v1alpha1.Accelerator) {
-	holder := template.NewHolder(m.store(a))
+	holder := template.NewHolder(m.stores[a])
 	ahead := make(chan struct{})
 	go func() {
 		defer close(ahead)

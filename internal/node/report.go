@@ -9,50 +9,93 @@ import (
 
 	kubeletutil "k8s.io/kubernetes/pkg/kubelet/util"
 
+	"github.com/berth-run/berth/internal/microvm/podsocket"
 	"github.com/berth-run/berth/internal/nodeconfig"
 )
 
-// reporter tells the host agent, once each, which stages the pod's start has reached; and why its sandbox does not start, whenever that changes.
-// Losing a report is harmless: the agent also reads the truth from the API server and from containerd.
+const (
+	// retellPause is how long an agent that does not listen is left alone before it is told of trouble again.
+	retellPause = 5 * time.Second
+	// reasonSandboxFailed is the trouble of a sandbox that cannot be started.
+	reasonSandboxFailed = "SandboxFailed"
+)
+
+// reporter tells the host agent, once each, which stages the pod's start has reached; and what keeps its sandbox from running, whenever that changes.
+// Losing a report of a stage is harmless: the agent also reads the truth from the API server and from containerd. Trouble nobody else could tell.
 type reporter struct {
 	cfg  nodeconfig.Config
 	mu   sync.Mutex
-	sent map[nodeconfig.Stage]string // the last message of each
+	sent map[nodeconfig.Stage]bool
+	// now is the trouble, known is what the agent knows of it.
+	now, known podsocket.Trouble
+	retelling  bool
+	retell     time.Duration
 	// started is closed when the first container runs.
 	started chan struct{}
 }
 
 func newReporter(cfg nodeconfig.Config) *reporter {
-	return &reporter{cfg: cfg, sent: map[nodeconfig.Stage]string{}, started: make(chan struct{})}
+	return &reporter{cfg: cfg, sent: map[nodeconfig.Stage]bool{}, retell: retellPause, started: make(chan struct{})}
 }
 
 func (r *reporter) send(stage nodeconfig.Stage, message string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if last, sent := r.sent[stage]; sent && (stage != nodeconfig.StageSandboxFailed || last == message) {
+	if r.sent[stage] {
 		return
 	}
-	r.sent[stage] = message
+	r.sent[stage] = true
 	if stage == nodeconfig.StageContainerStarted {
 		close(r.started)
 	}
-	if r.cfg.EventSocket == "" {
+	if err := r.tell(nodeconfig.Event{Stage: stage, Message: message}); err != nil {
+		slog.Warn("tell the host agent", "stage", stage, "error", err)
+	}
+}
+
+// trouble tells what keeps the sandbox from running, or that nothing does any more, until the agent has heard it.
+func (r *reporter) trouble(t podsocket.Trouble) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.now = t
+	if !r.retelling {
+		r.tellTrouble()
+	}
+}
+
+func (r *reporter) tellTrouble() {
+	r.retelling = false
+	if r.now == r.known {
 		return
 	}
-	datagram, err := json.Marshal(nodeconfig.Event{PodUID: r.cfg.PodUID, Stage: stage, Time: time.Now(), Message: message})
-	if err != nil {
-		slog.Error("encode event", "error", err)
+	if err := r.tell(nodeconfig.Event{Stage: nodeconfig.StageTrouble, Reason: r.now.Reason, Message: r.now.Message}); err == nil {
+		r.known = r.now
 		return
+	}
+	r.retelling = true
+	time.AfterFunc(r.retell, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.tellTrouble()
+	})
+}
+
+func (r *reporter) tell(e nodeconfig.Event) error {
+	if r.cfg.EventSocket == "" {
+		return nil
+	}
+	e.PodUID, e.Time = r.cfg.PodUID, time.Now()
+	datagram, err := json.Marshal(e)
+	if err != nil {
+		return err
 	}
 	conn, err := net.Dial("unixgram", r.cfg.EventSocket)
 	if err != nil {
-		slog.Warn("host agent does not listen", "stage", stage, "error", err)
-		return
+		return err
 	}
 	defer conn.Close()
-	if _, err := conn.Write(datagram); err != nil {
-		slog.Warn("tell host agent", "stage", stage, "error", err)
-	}
+	_, err = conn.Write(datagram)
+	return err
 }
 
 // registrationTracker reports the moment at which the Node object exists.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-run/berth/internal/eks"
 	"github.com/berth-run/berth/internal/layout"
+	"github.com/berth-run/berth/internal/microvm/podsocket"
 	"github.com/berth-run/berth/internal/nodeconfig"
 	"github.com/berth-run/berth/internal/profile"
 	"github.com/berth-run/berth/internal/still"
@@ -36,6 +37,7 @@ type runtimeService struct {
 	lists      *lists
 	usage      *diskUsage
 	stats      *still.Answer[[]*runtimeapi.PodSandboxStats]
+	machines   *machineWatch
 	// memoryVolumes is an annotation's value, once the pod is known.
 	memoryVolumes atomic.Pointer[string]
 }
@@ -85,7 +87,9 @@ func (s *runtimeService) ListPodSandbox(ctx context.Context, filter *runtimeapi.
 	if s.early.hidden() {
 		return nil, nil
 	}
-	return s.lists.listSandboxes(ctx, filter)
+	list, err := s.lists.listSandboxes(ctx, filter)
+	s.machines.watch(list)
+	return list, err
 }
 
 func (s *runtimeService) ListContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
@@ -171,7 +175,7 @@ func (s *runtimeService) GetContainerEvents(ctx context.Context, out chan *runti
 func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.PodSandboxConfig, asked string) (string, error) {
 	if !profile.HandlerKnown(asked) {
 		err := fmt.Errorf("%s: remove runtimeClassName, or name a RuntimeClass with handler gvisor or microvm", eks.MessageNoRuntime(asked))
-		s.report.send(nodeconfig.StageSandboxFailed, err.Error())
+		s.report.trouble(podsocket.Trouble{Reason: reasonSandboxFailed, Message: err.Error()})
 		return "", err
 	}
 	id := s.early.take(ctx, config)
@@ -179,11 +183,12 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.P
 		s.prepare(config)
 		var err error
 		if id, err = s.RuntimeService.RunPodSandbox(ctx, config, s.cfg.RuntimeHandler); err != nil {
-			s.report.send(nodeconfig.StageSandboxFailed, status.Convert(err).Message())
+			s.report.trouble(podsocket.Trouble{Reason: reasonSandboxFailed, Message: status.Convert(err).Message()})
 			return "", err
 		}
 	}
 	s.lists.changed()
+	s.report.trouble(podsocket.Trouble{})
 	s.report.send(nodeconfig.StageSandboxStarted, id)
 	return id, nil
 }

@@ -76,12 +76,12 @@ type PortForward struct {
 // Stage of a pod's start that a node process tells the agent about.
 type Stage string
 
-// The stages, each sent once; StageSandboxFailed whenever its Message is another.
+// The stages, each sent once; StageTrouble whenever it is another.
 const (
 	StageConfigured       Stage = "Configured"       // configuration read
 	StageNodeRegistered   Stage = "NodeRegistered"   // the Node object exists
 	StagePullStarted      Stage = "PullStarted"      // first image pull asked for
-	StageSandboxFailed    Stage = "SandboxFailed"    // sandbox cannot be started, and will be tried again; see Message
+	StageTrouble          Stage = "Trouble"          // sandbox cannot be started, or does not run: see Reason and Message; without them: no more
 	StageSandboxStarted   Stage = "SandboxStarted"   // sandbox runs
 	StageContainerStarted Stage = "ContainerStarted" // first container runs
 	StageFailed           Stage = "Failed"           // the process gives up; see Message
@@ -89,8 +89,10 @@ const (
 
 // Event is one datagram from a node process.
 type Event struct {
-	PodUID  types.UID `json:"podUID"`
-	Stage   Stage     `json:"stage"`
-	Time    time.Time `json:"time"`
-	Message string    `json:"message,omitempty"`
+	PodUID types.UID `json:"podUID"`
+	Stage  Stage     `json:"stage"`
+	Time   time.Time `json:"time"`
+	// Reason (a word, of StageTrouble) and Message (a sentence).
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"`
 }

@@ -117,9 +117,10 @@ func runsMachines(t *testing.T) {
 	})
 }
 
-func shell(t *testing.T, command string) string {
+// shell runs a command of bash, with arguments from $0 on, and returns what it printed.
+func shell(t *testing.T, command string, arguments ...string) string {
 	t.Helper()
-	out, err := exec.Command("bash", "-c", command).Output()
+	out, err := exec.Command("bash", append([]string{"-c", command}, arguments...)...).Output()
 	if err != nil {
 		t.Fatalf("%s: %v", command, err)
 	}

@@ -64,6 +64,14 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(cache)
 	os.Setenv("KUBECACHEDIR", cache)
+	links, err := os.MkdirTemp("", "berth-e2e-programs-")
+	if err != nil {
+		return fail(err)
+	}
+	defer os.RemoveAll(links)
+	if err := linkPrograms(links); err != nil {
+		return fail(err)
+	}
 	before := below(foreign)
 	if out, err := berth("up", "--isolation", isolation); err != nil {
 		return fail(fmt.Errorf("berth up: %w\n%s", err, out))
@@ -155,14 +163,20 @@ func apply(t *testing.T, file string, flags ...string) {
 // eventually waits until the check says nothing; what it said last fails the test.
 func eventually(t *testing.T, check func() string) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	within(t, patience, check)
+}
+
+// within is eventually for what takes its time.
+func within(t *testing.T, limit time.Duration, check func() string) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for {
 		said := check()
 		if said == "" {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", patience, said)
+			t.Fatalf("not within %s: %s", limit, said)
 		}
 		time.Sleep(look)
 	}

@@ -12,7 +12,7 @@ import (
 // by Debian's programs, and nothing of it is found on the host.
 func TestRights(t *testing.T) {
 	runsMachines(t)
-	loadPackages(t, "rights", "dash", "bash", "coreutils", "grep", "sed", "mount", "e2fsprogs", "kmod", "iproute2", "iptables", "podman", "netavark", "fuse-overlayfs", "xdp-tools")
+	loadPackages(t, "rights", "dash", "bash", "coreutils", "grep", "sed", "mount", "e2fsprogs", "kmod", "iproute2", "iptables", "podman", "netavark", "fuse-overlayfs", "xdp-tools", "docker.io", "tar", "gzip", "procps")
 	before := hostFacts(t)
 	apply(t, "rights.yaml", "--isolation", "microvm", "--allow-privileged")
 	kubectl(t, "wait", "--for=condition=Ready", "pod/strong", "pod/added", "--timeout=120s")
@@ -77,6 +77,14 @@ podman exec web sh -c 'cat /sys/fs/cgroup/memory.max; wget -qO- http://`+address
 podman info --format '{{.Store.GraphDriverName}} {{.Store.GraphStatus}}'`, "33554432", "root:x:0:0", "overlay", "Native Overlay Diff:true")
 		in(t, "added", "wget -qO- http://"+address("strong")+":8080/passwd", "root:x:0:0")
 	})
+	t.Run("Docker", func(t *testing.T) {
+		in(t, "strong", `mkdir /layout; tar -xf /busybox.tar -C /layout
+dockerd >/var/log/dockerd.log 2>&1 & for i in $(seq 120); do docker info >/dev/null 2>&1 && break; sleep 0.5; done; docker info --format '{{.Driver}} {{.CgroupVersion}}' || tail -n 20 /var/log/dockerd.log
+docker import --change 'CMD ["sh"]' $(ls -S /layout/blobs/sha256/* | head -n 1) own:1
+docker run -d --name served -p 8081:80 --memory 32m own:1 httpd -f -p 80 -h /etc
+docker exec served sh -c 'cat /sys/fs/cgroup/memory.max; wget -qO- http://`+address("added")+`/passwd'`, "overlay2 2", "33554432", "root:x:0:0")
+		in(t, "added", "wget -qO- http://"+address("strong")+":8081/passwd", "root:x:0:0")
+	})
 	if after := hostFacts(t); after != before {
 		t.Errorf("the host is not as it was:\n%s\nbefore:\n%s", after, before)
 	}
@@ -85,7 +93,7 @@ podman info --format '{{.Store.GraphDriverName}} {{.Store.GraphStatus}}'`, "3355
 // hostFacts are those of the host that a pod changed in its own machine.
 func hostFacts(t *testing.T) string {
 	t.Helper()
-	return shell(t, `cat /proc/sys/vm/max_map_count; grep -oE '^(dm_mod|fuse|loop|dummy) ' /proc/modules || true; ip -o link | grep -E 'podman|own0|xdp' || true
+	return shell(t, `cat /proc/sys/vm/max_map_count; grep -oE '^(dm_mod|fuse|loop|dummy) ' /proc/modules || true; ip -o link | grep -E 'podman|docker|own0|xdp' || true
 cat /sys/block/loop*/loop/backing_file 2>/dev/null || true; grep -E 'fuse-overlayfs|/mnt/loop|/dev/loop' /proc/mounts || true
 nft list tables | grep -iE 'netavark|table ip (nat|filter)' || true; ls -d /sys/fs/bpf/xdp* 2>/dev/null || true`)
 }

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Lays out busybox, unpacked from its package in $1, as a root file system in $2: one program, a link for each applet.
+# Lays out the program busybox, $1, as a root file system in $2: one program, a link for each applet.
 set -eu
-deb=$1 root=$2
+program=$1 root=$2
 mkdir -p "$root/bin" "$root/etc" "$root/home" "$root/root" "$root/tmp" "$root/usr" "$root/var/spool" "$root/var/www" "$root/dev"
 chmod 1777 "$root/tmp"
 chmod 0700 "$root/root"
 ln -s ../bin "$root/usr/bin"
 ln -s ../bin "$root/usr/sbin"
 ln -s bin "$root/sbin"
-cp "$deb/bin/busybox" "$root/bin/busybox"
+cp "$program" "$root/bin/busybox"
 for applet in $("$root/bin/busybox" --list); do
   # dpkg and rpm would only mislead: there are no packages in this image.
   case $applet in busybox|linuxrc|init|dpkg|dpkg-deb|rpm|rpm2cpio) continue ;; esac

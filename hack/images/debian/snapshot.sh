@@ -19,8 +19,8 @@ layer() {
 
 busybox=$(mktemp -d)
 trap 'rm -rf "$busybox"' EXIT
-(cd "$busybox" && apt-get download busybox-static && dpkg-deb --extract busybox-static_*.deb deb)
-sh "$IMAGES/busybox/layout.sh" "$busybox/deb" "$busybox/root"
+sh "$IMAGES/busybox/build.sh" "$root" "$busybox/program"
+sh "$IMAGES/busybox/layout.sh" "$busybox/program" "$busybox/root"
 "$MKIMAGE" layer -o "$LAYERS/busybox.tar.gz" "$busybox/root"
 "$busybox/root/bin/busybox" | sed -n '1s/^BusyBox v\([0-9.]*\).*/\1/p' > "$LAYERS/busybox.version"
 

@@ -75,6 +75,7 @@ func open(ctx context.Context, conn net.Conn) (*Client, error) {
 	config := yamux.DefaultConfig()
 	config.EnableKeepAlive, config.LogOutput = false, io.Discard
 	config.ConnectionWriteTimeout = time.Minute
+	config.StreamOpenTimeout = 0  // a machine that stands still, because the host's disk is full, answers when it goes on
 	config.StreamCloseTimeout = 0 // a stream of which only one half is closed, such as a stdin, may live as long as it likes
 	session, err := yamux.Client(conn, config)
 	if err != nil {

@@ -1,6 +1,6 @@
 // Package podsocket is how a pod's kubelet talks with the pod's shim, beside containerd: over a socket in the sandbox's directory. A
-// connection begins with a line: a port of the pod's loopback address, Usage, or Mount and a directory. The shim answers with a line that is empty or
-// says what failed, and then carries the port's bytes, or a line of JSON, or nothing more.
+// connection begins with a line: a port of the pod's loopback address, Usage, Watch, or Mount and a directory. The shim answers with a line that is empty or
+// says what failed, and then carries the port's bytes, or lines of JSON, or nothing more.
 package podsocket
 
 import (
@@ -23,6 +23,12 @@ const Usage = "usage"
 
 // Mount wants a network file system mounted in the guest, by the directory of its volume on the host.
 const Mount = "mount"
+
+// Watch asks what keeps the machine from running, now and whenever that changes.
+const Watch = "watch"
+
+// Trouble is what keeps the pod's machine from running: a word and a sentence with the remedy; empty: it runs.
+type Trouble struct{ Reason, Message string }
 
 // Path of the socket.
 func Path(runDir string) string { return filepath.Join(runDir, "pod.sock") }
@@ -106,4 +112,21 @@ func AskMount(ctx context.Context, runDir, volume string) error {
 		return err
 	}
 	return conn.Close()
+}
+
+// WatchTrouble calls handle for what keeps the machine from running, at once and whenever that changes, until ctx ends or the shim does.
+func WatchTrouble(ctx context.Context, runDir string, handle func(Trouble)) error {
+	conn, err := Dial(ctx, runDir, Watch)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	for lines := json.NewDecoder(conn); ; {
+		var t Trouble
+		if err := lines.Decode(&t); err != nil {
+			return fmt.Errorf("hear from the pod's shim how its machine is: %w", err)
+		}
+		handle(t)
+	}
 }

@@ -5,18 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/berth-run/berth/internal/microvm/vmm"
 )
-
-// spacePause is how long a machine whose disk has no room waits before it tries again.
-const spacePause = 5 * time.Second
 
 // machine implements vmm.Machine.
 type machine struct {
@@ -41,7 +36,7 @@ type machine struct {
 	shutdown string                   // QEMU's reason
 	disks    map[int]int              // descriptor set by LUN
 	deleted  map[string]chan struct{} // devices whose removal somebody waits for
-	stalled  bool                     // it waits for room on the host's disk
+	space    space
 }
 
 var _ vmm.Machine = (*machine)(nil)
@@ -110,7 +105,7 @@ func (m *machine) event(name string, data json.RawMessage) {
 		m.mu.Unlock()
 	case "BLOCK_IO_ERROR":
 		if d.Action == "stop" {
-			m.awaitSpace()
+			m.outOfSpace()
 		}
 	case "SHUTDOWN":
 		m.mu.Lock()
@@ -224,31 +219,4 @@ func (m *machine) Wait(ctx context.Context) (vmm.Exit, error) {
 	case <-ctx.Done():
 		return vmm.Exit{}, ctx.Err()
 	}
-}
-
-// awaitSpace lets a machine go on that QEMU has stopped because the host had no room for what it wrote. Nothing is lost: what failed is written again,
-// and if there is still no room, the machine stops again.
-func (m *machine) awaitSpace() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.stalled {
-		return
-	}
-	m.stalled = true
-	slog.Warn("the host's disk is full: the machine stands still until there is room", "machine", m.name)
-	go func() {
-		select {
-		case <-m.exited:
-			return
-		case <-time.After(spacePause):
-		}
-		m.mu.Lock()
-		m.stalled = false
-		m.mu.Unlock()
-		ctx, cancel := context.WithTimeout(context.Background(), rollbackLimit)
-		defer cancel()
-		if err := m.Resume(ctx); err != nil && !errors.Is(err, vmm.ErrGone) {
-			slog.Error("let a machine go on whose disk had no room", "machine", m.name, "error", err)
-		}
-	}()
 }

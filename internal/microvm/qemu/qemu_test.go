@@ -25,6 +25,7 @@ func TestQEMU(t *testing.T) {
 	t.Run("is confined", func(t *testing.T) { isConfined(t, *suite, made) })
 	t.Run("needs its cgroup", func(t *testing.T) { needsItsCgroup(t, *suite, made) })
 	t.Run("refuses a template of another QEMU", func(t *testing.T) { refusesAnother(t, *suite, made) })
+	t.Run("awaits room on the host", func(t *testing.T) { awaitsRoom(t, *suite, made) })
 	t.Run("makes its tree anew", func(t *testing.T) { makesTreeAnew(t, *suite, made, dir) })
 }
 

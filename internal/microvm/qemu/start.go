@@ -53,7 +53,7 @@ func (d *Driver) start(h vmm.Host, root string, tap *os.File, last []*os.File, a
 	}
 	mine = append(mine, far)
 	m := &machine{name: h.Name, socket: h.AgentSocket, done: make(chan struct{}), disks: map[int]int{}, deleted: map[string]chan struct{}{},
-		migrated: make(chan string, 8), diagnosis: newTail(diagnosisBytes), printed: newTail(printedBytes)}
+		migrated: make(chan string, 8), diagnosis: newTail(diagnosisBytes), printed: newTail(printedBytes), space: newSpace(h.Stalled)}
 	agent, err := keep(listen(h.AgentSocket))
 	if err != nil {
 		return nil, errors.Join(err, near.Close())

@@ -13,8 +13,8 @@ import (
 const (
 	// clockPeriod is how often a guest's clock is compared with the host's. Emulated processors drift by some 6 ms in that time, at worst.
 	clockPeriod = time.Minute
-	// clockLimit bounds one comparison.
-	clockLimit = 10 * time.Second
+	// clockLimit bounds one comparison: a guest that takes longer does not answer. It is asked again after clockPause.
+	clockLimit, clockPause = 10 * time.Second, 5 * time.Second
 	// clockNotable is a correction that is logged.
 	clockNotable = time.Second
 )
@@ -56,22 +56,35 @@ func (c *hostClock) tick() error {
 
 func (c *hostClock) Close() error { return c.timer.Close() }
 
-// keepClock keeps the guest's clock right until the host's is closed.
+// keepClock keeps the guest's clock right until the host's is closed. A guest that does not answer is asked again until it does.
 func (p *pod) keepClock(host *hostClock) {
 	for host.tick() == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), clockLimit)
-		ahead, err := p.guest.CorrectClock(ctx)
-		cancel()
-		switch {
-		case err != nil:
+		for !p.correctClock() {
 			select {
 			case <-p.guest.Done(): // the machine has ended
 				return
-			default:
-				logger().Warn("compare the guest's clock with the host's", "error", err)
+			case <-time.After(clockPause):
 			}
-		case ahead.Abs() >= clockNotable:
-			logger().Info("set the guest's clock", "ahead", ahead)
 		}
 	}
+}
+
+// correctClock sets the guest's clock if it is wrong. It is false if the guest does not answer, or cannot.
+func (p *pod) correctClock() bool {
+	if p.health.standsStill() {
+		return false
+	}
+	answered := p.health.asking()
+	ctx, cancel := context.WithTimeout(context.Background(), clockLimit)
+	defer cancel()
+	ahead, err := p.guest.CorrectClock(ctx)
+	if err == nil && ahead.Abs() >= clockNotable {
+		logger().Info("set the guest's clock", "ahead", ahead)
+	}
+	silent := errors.Is(err, context.DeadlineExceeded)
+	answered(!silent)
+	if err != nil && !silent {
+		logger().Warn("compare the guest's clock with the host's", "error", err)
+	}
+	return !silent
 }

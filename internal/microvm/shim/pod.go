@@ -83,6 +83,8 @@ type pod struct {
 	sync      *volumes
 	socket    net.Listener // of package podsocket
 	clock     *hostClock
+	health    *health
+	oomKills  oomKills
 
 	mu sync.Mutex
 	// images are the LUNs of the image disks that the machine has, by key.
@@ -99,16 +101,20 @@ func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod
 	if err := os.MkdirAll(o.RunDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the machine's directory: %w", err)
 	}
-	p := &pod{options: o, images: map[string]int{}, cgroup: cgroupOf(spec)}
+	p := &pod{options: o, images: map[string]int{}, cgroup: cgroupOf(spec), health: newHealth(o.DiskDir)}
 	if err := ensureCgroup(p.cgroup); err != nil {
 		return nil, err
 	}
 	if p.quota, err = quotaOf(p.cgroup); err != nil {
 		return nil, err
 	}
+	p.oomKills = oomKillsOf(p.cgroup)
 	defer func() {
 		if err != nil {
 			p.close()
+			if p.oomKills.count() > p.oomKills.begin {
+				err = fmt.Errorf("%w (%w)", errHostMemory, err)
+			}
 		}
 	}()
 	config := guestapi.Configure{Hostname: spec.Hostname, MachineID: randomHex(16), Entropy: randomBytes(64), Sysctls: sysctls(spec)}
@@ -161,6 +167,7 @@ func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want siz
 		Template: source.Template, Tap: tap,
 		Host: vmm.Host{
 			Name: id, AgentSocket: p.agentSocket(), Console: filepath.Join(p.options.RunDir, "console.log"), Tools: source.Tools,
+			Stalled:     p.health.stalled,
 			Confinement: vmm.Confinement{UID: firstUID + os.Getpid(), GID: firstUID + os.Getpid(), Cgroup: p.cgroup},
 		},
 	})

@@ -35,7 +35,18 @@ func (p *pod) answer(conn net.Conn) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
-	if request = strings.TrimSpace(request); request == podsocket.Usage {
+	request = strings.TrimSpace(request)
+	if request == podsocket.Watch {
+		if podsocket.Answer(conn, nil) == nil {
+			p.health.serve(conn)
+		}
+		return
+	}
+	if err := p.health.err(); err != nil {
+		_ = podsocket.Answer(conn, err)
+		return
+	}
+	if request == podsocket.Usage {
 		usage, err := p.guest.Usage(ctx)
 		if podsocket.Answer(conn, err) == nil {
 			_ = json.NewEncoder(conn).Encode(usage)

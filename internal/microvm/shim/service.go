@@ -113,6 +113,11 @@ func (s *Service) createPod(ctx context.Context, r *taskapi.CreateTaskRequest, s
 // watch waits for the machine's end and says of everything in it that it has ended, of the sandbox last.
 func (s *Service) watch(p *pod, sandbox *task) {
 	exit := p.ended()
+	oom, why := p.oomKills.ended(exit), fmt.Sprintf("the pod's machine ended (%s): %s", exit.Reason, exit.Detail)
+	if oom {
+		why = errHostMemory.Error()
+	}
+	p.health.end(exit, why) // before the pod's kubelet replaces it
 	s.mu.Lock()
 	var others []*task
 	for _, t := range s.tasks {
@@ -122,10 +127,13 @@ func (s *Service) watch(p *pod, sandbox *task) {
 	}
 	s.mu.Unlock()
 	for _, t := range others {
+		if oom {
+			s.publisher.publish("/tasks/oom", &eventsapi.TaskOOM{ContainerID: t.id})
+		}
 		t.machineEnded(s.publisher)
 	}
 	sandbox.end(s.publisher, killed, timestamppb.Now())
-	logger().Info("the machine has ended", "reason", exit.Reason, "detail", exit.Detail)
+	logger().Info("the machine has ended", "reason", exit.Reason, "why", why)
 }
 
 func readSpec(bundle string) (*specs.Spec, error) {

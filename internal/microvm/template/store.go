@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,19 @@ type Options struct {
 }
 
 // Store is a directory of templates for one driver and one guest. Any number of stores and processes may share the directory.
-type Store struct{ Options }
+type Store struct {
+	Options
+
+	mu     sync.Mutex
+	failed map[string]failure // by the template's directory
+}
+
+// failure is the last build's.
+type failure struct {
+	want Manifest
+	at   time.Time
+	err  error
+}
 
 // NewStore makes a store; it looks at nothing yet.
 func NewStore(o Options) *Store {
@@ -46,12 +59,13 @@ func NewStore(o Options) *Store {
 	if o.Report == nil {
 		o.Report = func(string) {}
 	}
-	return &Store{o}
+	return &Store{Options: o, failed: map[string]failure{}}
 }
 
 // Get returns the template of a shape, loaded. It builds it if there is none, and builds it anew if it is stale or damaged; one caller builds, others
-// wait for it. The caller closes it.
+// wait for it, and fail as it does: a guest that does not boot takes its time, and is not tried again for each of them. The caller closes it.
 func (s *Store) Get(ctx context.Context, shape vmm.Shape) (*Loaded, error) {
+	began := time.Now()
 	want, err := s.wanted(ctx, shape)
 	if err != nil {
 		return nil, err
@@ -61,6 +75,9 @@ func (s *Store) Get(ctx context.Context, shape vmm.Shape) (*Loaded, error) {
 		return nil, err
 	}
 	defer unlock()
+	if err := s.failedSince(began, want); err != nil {
+		return nil, err
+	}
 	l, err := s.load(want)
 	if err == nil {
 		return l, nil
@@ -70,9 +87,28 @@ func (s *Store) Get(ctx context.Context, shape vmm.Shape) (*Loaded, error) {
 	}
 	s.Report(fmt.Sprintf("building the template for %d vCPUs: %v", shape.VCPUs, err))
 	if err := s.build(ctx, want); err != nil {
+		if ctx.Err() == nil {
+			s.noteFailure(want, err)
+		}
 		return nil, err
 	}
 	return s.load(want)
+}
+
+func (s *Store) noteFailure(want Manifest, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed[s.dir(want)] = failure{want, time.Now(), err}
+}
+
+// failedSince is the failure of a build of the same template that others have waited for.
+func (s *Store) failedSince(began time.Time, want Manifest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last := s.failed[s.dir(want)]; last.want == want && last.at.After(began) {
+		return last.err
+	}
+	return nil
 }
 
 // Build makes the template of a shape, whether or not there is one.

@@ -25,6 +25,7 @@ import (
 type counting struct {
 	vmmtest.Fake
 	boots   atomic.Int32
+	asked   atomic.Int32 // for the fingerprint
 	version string
 }
 
@@ -34,6 +35,7 @@ func (c *counting) Boot(ctx context.Context, b vmm.Boot) (vmm.Machine, error) {
 }
 
 func (c *counting) Fingerprint(ctx context.Context) (vmm.Fingerprint, error) {
+	c.asked.Add(1)
 	f, err := c.Fake.Fingerprint(ctx)
 	f.Version, f.Digest = c.version, c.version
 	return f, err
@@ -213,6 +215,39 @@ func TestBuildFailures(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 		})
+	}
+}
+
+// TestFailureIsShared: who waits for a build that fails does not begin another. Who comes later does.
+func TestFailureIsShared(t *testing.T) {
+	s, driver := newStore(t)
+	end := make(chan struct{})
+	driver.Agent = func(c net.Conn, m *vmmtest.FakeMachine) {
+		<-end
+		m.End(vmm.ReasonReset)
+		_, _ = io.Copy(io.Discard, c)
+	}
+	const callers = 4
+	var all sync.WaitGroup
+	fails := func() {
+		if _, err := s.Get(t.Context(), template.Shapes[0]); err == nil || !strings.Contains(err.Error(), "the machine ended (Reset)") {
+			t.Errorf("get fails with %v", err)
+		}
+	}
+	for range callers {
+		all.Go(fails)
+	}
+	for driver.asked.Load() < callers { // all have begun
+		time.Sleep(time.Millisecond)
+	}
+	close(end)
+	all.Wait()
+	if got := driver.boots.Load(); got != 1 {
+		t.Errorf("%d callers booted %d machines", callers, got)
+	}
+	fails()
+	if got := driver.boots.Load(); got != 2 {
+		t.Errorf("a later caller makes it %d boots, want 2", got)
 	}
 }
 

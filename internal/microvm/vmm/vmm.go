@@ -148,6 +148,9 @@ type Host struct {
 	Console string
 	// Tools is the image of LUN 0, read-only.
 	Tools *os.File
+	// Stalled is told when a monitor stops the machine because the host has no room for what it writes to a disk, and when it goes on, which it does by
+	// itself; not of a machine that ends. It must not call the machine. nil: nobody wants to know. A monitor whose guests get errors instead never calls it.
+	Stalled func(stalled bool)
 	Confinement
 }
 
