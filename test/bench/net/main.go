@@ -36,7 +36,7 @@ func main() {
 	}
 }
 
-// side is one kind of pods: a client, and a server behind a Service and an Ingress.
+// side is one kind of pods: a client, a server, and another one behind a Service and an Ingress.
 type side struct {
 	name string
 	// in runs this program in the client.
