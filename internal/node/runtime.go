@@ -88,7 +88,11 @@ func (s *runtimeService) ListPodSandbox(ctx context.Context, filter *runtimeapi.
 		return nil, nil
 	}
 	list, err := s.lists.listSandboxes(ctx, filter)
-	s.machines.watch(list)
+	for _, p := range list {
+		if p.State == runtimeapi.PodSandboxState_SANDBOX_READY {
+			s.machines.watch(p.Id)
+		}
+	}
 	return list, err
 }
 
@@ -188,6 +192,7 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, config *runtimeapi.P
 		}
 	}
 	s.lists.changed()
+	s.machines.watch(id)
 	s.report.trouble(podsocket.Trouble{})
 	s.report.send(nodeconfig.StageSandboxStarted, id)
 	return id, nil

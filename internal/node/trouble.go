@@ -6,7 +6,6 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/berth-run/berth/internal/layout"
@@ -40,18 +39,16 @@ func newMachineWatch(ctx context.Context, cfg nodeconfig.Config, report *reporte
 	return &machineWatch{ctx: ctx, cfg: cfg, report: report, events: events, watched: map[string]bool{}}
 }
 
-// watch listens to the shims of the sandboxes that run, of which nobody heard yet.
-func (w *machineWatch) watch(sandboxes []*runtimeapi.PodSandbox) {
+// watch listens to the shim of a sandbox that runs, unless somebody does already.
+func (w *machineWatch) watch(sandbox string) {
 	if w == nil {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, s := range sandboxes {
-		if s.State == runtimeapi.PodSandboxState_SANDBOX_READY && !w.watched[s.Id] {
-			w.watched[s.Id] = true
-			go w.listen(s.Id)
-		}
+	if !w.watched[sandbox] {
+		w.watched[sandbox] = true
+		go w.listen(sandbox)
 	}
 }
 

@@ -44,6 +44,9 @@ func (c *hostClock) tick() error {
 	err = control.Control(func(fd uintptr) {
 		set = unix.TimerfdSettime(int(fd), unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &next, nil)
 	})
+	if errors.Is(set, unix.ECANCELED) {
+		return nil // it has jumped since the last tick
+	}
 	if err = errors.Join(err, set); err != nil {
 		return fmt.Errorf("watch the host's clock: %w", err)
 	}

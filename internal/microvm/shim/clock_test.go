@@ -55,3 +55,20 @@ func TestHostClock(t *testing.T) {
 		}
 	}
 }
+
+// TestHostClockJumpsBetweenTicks: that is a tick, too, and not the last.
+func TestHostClockJumpsBetweenTicks(t *testing.T) {
+	clock, err := newHostClock(time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clock.Close()
+	for range 3 {
+		if err := clock.tick(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Adjtimex(&unix.Timex{Modes: unix.ADJ_SETOFFSET | unix.ADJ_NANO, Time: unix.Timeval{Usec: 1}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
