@@ -124,7 +124,7 @@ N ?= 50
 bench-density: ## Hold N pods (default 50) at once: start, memory and CPU of an idle pod, end (needs make up).
 	@go run ./test/bench/hold -n $(N)
 bench-idle: ## CPU and private memory of an idle pod, and of what all pods share (needs make up).
-	@go run ./test/bench/hold -n 10 -idle 2m
+	@go run ./test/bench/hold -n 10 -settle 3m -idle 2m
 bench-delete: ## Time from a pod's deletion until nothing of it is left (needs make up).
 	@go run ./test/bench/hold -n 20 -idle 0
 

@@ -38,7 +38,7 @@ const (
 	oldestMinor = 2
 	// trimmerPattern matches the builds of the plugin in trim/trim.c; trimmerPath is the one in a tree.
 	trimmerPattern = "qemu-trim-*.so"
-	trimmerPath    = "/qemu-trim.so"
+	trimmerPath    = "/usr/lib/qemu-trim.so"
 )
 
 // Options of the driver.

@@ -25,9 +25,6 @@ import (
 
 const (
 	name = "bench-hold"
-	// settle is how long pods are left alone before they are measured: a node process gives the memory of its start back
-	// after 15 s.
-	settle = 25 * time.Second
 	// perPod is how long one pod's start and end may take on average.
 	perPod = 10 * time.Second
 	// singles is how many pods are deleted one by one before the rest goes at once.
@@ -42,6 +39,8 @@ func main() {
 	flag.StringVar(&o.isolation, "isolation", "", "what the pods run in: auto, microvm or gvisor (default: the cluster's)")
 	flag.StringVar(&o.requestMemory, "memory", "64Mi", "what each pod requests")
 	flag.DurationVar(&o.idle, "idle", time.Minute, "how long the CPU of idle pods is measured; 0: neither that nor memory")
+	flag.DurationVar(&o.settle, "settle", 25*time.Second, "how long pods are left alone before they are measured: a node process gives the memory of its start back after 15 s, "+
+		"an emulated machine its translated code after as long, and has translated what an idle one runs again after three minutes")
 	flag.StringVar(&o.binDir, "bin", "bin", "directory of the cluster's programs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -57,7 +56,7 @@ type options struct {
 	image, binDir             string
 	requestCPU, requestMemory string
 	isolation                 string
-	idle                      time.Duration
+	settle, idle              time.Duration
 }
 
 // holder has the cluster and the pods that it holds.
@@ -171,7 +170,7 @@ func (s sums) show(title, unit string, pods int) {
 
 func (h *holder) memory(ctx context.Context) error {
 	select {
-	case <-time.After(settle):
+	case <-time.After(h.settle):
 	case <-ctx.Done():
 		return ctx.Err()
 	}
