@@ -1,15 +1,22 @@
 package qemu_test
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/berth-run/berth/internal/microvm/qemu"
 )
 
-// jailProgram is berth-jail, built for the tests.
-var jailProgram string
+var (
+	// jailProgram is berth-jail, built for the tests.
+	jailProgram string
+	// acceleration of the machines: BERTH_ACCELERATION, or emulation, which every machine has.
+	acceleration = cmp.Or(os.Getenv("BERTH_ACCELERATION"), qemu.TCG)
+)
 
 func TestMain(m *testing.M) {
 	code, err := run(m)

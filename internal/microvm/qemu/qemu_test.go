@@ -19,7 +19,7 @@ import (
 func TestQEMU(t *testing.T) {
 	suite := realSuite(t)
 	dir := t.TempDir()
-	suite.Driver = qemu.New(qemu.Options{Acceleration: qemu.TCG, Dir: dir, Jail: jailProgram})
+	suite.Driver = qemu.New(qemu.Options{Acceleration: acceleration, Dir: dir, Jail: jailProgram})
 	made := suite.Template(t)
 	t.Run("passes the suite", func(t *testing.T) { suite.Run(t, made) })
 	t.Run("is confined", func(t *testing.T) { isConfined(t, *suite, made) })
@@ -46,7 +46,7 @@ func realSuite(t *testing.T) *vmmtest.Suite {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &vmmtest.Suite{Driver: driver(t, qemu.TCG), Guest: guest, Confinement: vmm.Confinement{UID: 65001, GID: 65001},
+	return &vmmtest.Suite{Driver: driver(t, acceleration), Guest: guest, Confinement: vmm.Confinement{UID: 65001, GID: 65001},
 		Shape: template.Shapes[0]}
 }
 

@@ -80,7 +80,7 @@ for round in 1 2 3 4 5 6; do
 done
 while ! [ -e /dev/vport0p1 ] && ! [ -e /dev/vport1p1 ]; do $B usleep 1000; done
 kept=nothing
-disk() { for d in /sys/class/scsi_disk/*:$1/device/block/*; do [ -e $d ] && echo /dev/${d##*/}; done; }
+disk() { for d in /sys/class/scsi_disk/*:$1/device/block/*; do [ -b /dev/${d##*/} ] && echo /dev/${d##*/}; done; }
 exec 3<>/dev/vport0p1
 while true; do
   read -r question a b <&3 || { $B usleep 5000; continue; }
@@ -88,7 +88,7 @@ while true; do
   PING) answer=PONG ;;
   KEEP) kept=$a answer=ok ;;
   KEPT) answer=$kept ;;
-  DISKS) answer=; for d in /sys/class/scsi_disk/*; do answer="$answer ${d##*:}"; done ;;
+  DISKS) answer=; for d in /sys/class/scsi_disk/*; do [ "$(disk ${d##*:})" ] && answer="$answer ${d##*:}"; done ;;
   READ) answer=$($B dd if=$(disk $a) bs=512 count=1 iflag=direct 2>/dev/null | $B tr -d '\0') ;;
   WRITE) echo "$b" | $B dd of=$(disk $a) bs=512 count=1 conv=sync oflag=direct 2>/dev/null; answer=$? ;;
   PROCESSORS) answer=$($B grep -c ^processor /proc/cpuinfo) ;;
