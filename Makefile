@@ -89,10 +89,17 @@ clean: ## Remove what was built; Go's own cache stays.
 test: deps build images ## Run all tests: unit, controllers on a real API server, end to end on a real cluster (root).
 	cd api && go test ./...
 	go test ./cmd/... ./internal/... ./hack/...
+	@$(MAKE) --no-print-directory test-kvm
 	@$(foreach isolation,$(E2E_ISOLATIONS),echo "go test ./test/... (pods in isolation $(isolation))"; \
 		BERTH_ISOLATION=$(isolation) go test -count=1 -timeout 40m -skip '$(E2E_SKIP_$(isolation))' ./test/...;)
 	@$(if $(filter microvm,$(E2E_ISOLATIONS)),,echo "go test ./test/e2e (the story in isolation microvm)"; \
 		BERTH_ISOLATION=microvm go test -count=1 -timeout 30m -run '$(E2E_STORY)' ./test/e2e)
+
+.PHONY: test-kvm
+test-kvm: deps build ## Run the tests of virtual machines under KVM and with vsock, on an emulated machine that has them (root).
+	@mkdir -p bin/kvm-host
+	go test -c -o bin/kvm-host/qemu.test ./internal/microvm/qemu
+	cd internal/microvm/qemu && BERTH_ACCELERATION=kvm $(CURDIR)/hack/kvm-host.sh $(CURDIR)/bin/kvm-host/qemu.test
 
 .PHONY: test-cycles
 test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root).

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"time"
 
 	"github.com/berth-run/berth/api/v1alpha1"
 	"github.com/berth-run/berth/internal/layout"
@@ -13,12 +12,8 @@ import (
 	"github.com/berth-run/berth/internal/microvm/vmm"
 )
 
-const (
-	// kvmLimit is how long a guest may take to boot under KVM; where KVM works it takes a fraction of a second.
-	kvmLimit = 10 * time.Second
-	// briefLength is how much of an error people read in the Host and in events, in bytes; the agent's log has all of it.
-	briefLength = 200
-)
+// briefLength is how much of an error people read in the Host and in events, in bytes; the agent's log has all of it.
+const briefLength = 200
 
 // machines tries virtual machines, and holds the memory of their templates for the shims of pods.
 type machines struct {
@@ -50,7 +45,7 @@ func confinement() vmm.Confinement {
 
 // Probe implements prober. What proves emulation is the template that pods will start from, which stays.
 func (m *machines) Probe(ctx context.Context) (v1alpha1.Accelerator, string, error) {
-	kvm := template.Probe(ctx, m.driver(v1alpha1.AcceleratorKVM), m.guest, confinement(), kvmLimit)
+	kvm := template.Probe(ctx, m.driver(v1alpha1.AcceleratorKVM), m.guest, confinement(), template.ProbeLimit)
 	if kvm == nil {
 		return v1alpha1.AcceleratorKVM, "its guest boots under KVM", nil
 	}

@@ -16,16 +16,13 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/ttrpc"
 	"github.com/hashicorp/yamux"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
 
-const (
-	// connectPoll is how often the port's socket is tried until it is there.
-	connectPoll = 2 * time.Millisecond
-	// replyLimit bounds the line of JSON that answers a request.
-	replyLimit = 64 << 10
-)
+// replyLimit bounds the line of JSON that answers a request.
+const replyLimit = 64 << 10
 
 // Client is a session with a guest. Its methods may be called from many goroutines; they fail once the guest or the connection is
 // gone, and see Done.
@@ -35,33 +32,21 @@ type Client struct {
 	tasks   taskapi.TTRPCTaskService
 }
 
-// Connect opens a session at the port's socket. The guest may need a moment to answer; ctx bounds it.
-func Connect(ctx context.Context, socket string) (*Client, error) {
-	conn, err := dialSocket(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	c, err := open(ctx, conn)
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("open a session with the guest: %w", err)
-	}
-	return c, nil
-}
-
-func dialSocket(ctx context.Context, socket string) (net.Conn, error) {
-	tick := time.NewTicker(connectPoll)
-	defer tick.Stop()
-	var dialer net.Dialer
+// Connect opens a session at the port that dial connects to, as vmm.Machine.Dial does. The guest may need a moment to answer; ctx bounds it.
+func Connect(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*Client, error) {
 	for {
-		conn, err := dialer.DialContext(ctx, "unix", socket)
-		if err == nil {
-			return conn, nil
-		}
-		select {
-		case <-ctx.Done():
+		conn, err := dial(ctx)
+		if err != nil {
 			return nil, fmt.Errorf("connect to the guest's port: %w", err)
-		case <-tick.C:
+		}
+		c, err := open(ctx, conn)
+		if err == nil {
+			return c, nil
+		}
+		conn.Close()
+		// The guest has just learned that it was restored.
+		if !errors.Is(err, unix.ECONNRESET) {
+			return nil, fmt.Errorf("open a session with the guest: %w", err)
 		}
 	}
 }

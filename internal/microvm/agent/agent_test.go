@@ -67,7 +67,10 @@ func guest(t *testing.T, before string, answer func(r guestapi.Request, in *bufi
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	c, err := Connect(ctx, socket)
+	c, err := Connect(ctx, func(ctx context.Context) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", socket)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

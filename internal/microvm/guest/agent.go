@@ -14,7 +14,6 @@ import (
 	"github.com/berth-run/berth/internal/microvm/guest/machine"
 	"github.com/berth-run/berth/internal/microvm/guest/reaper"
 	"github.com/berth-run/berth/internal/microvm/guest/task"
-	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
 
 // Agent is what serves the host.
@@ -23,6 +22,8 @@ type Agent struct {
 	mounter *machine.Mounter
 	tasks   *task.Service
 	events  *events
+	// seal closes the port to all but the host that has connected.
+	seal func()
 }
 
 // Run boots the machine and serves until something fails that nothing can mend: then the machine is to end.
@@ -32,6 +33,7 @@ func Run(ctx context.Context) error {
 	if err := machine.Boot(ctx, a.disks); err != nil {
 		return err
 	}
+	slog.Info("the machine is up") // to a host that waits for signs of life
 	children := reaper.New()
 	a.mounter = &machine.Mounter{Disks: a.disks, Reaper: children}
 	var err error
@@ -41,10 +43,12 @@ func Run(ctx context.Context) error {
 	if err := a.tasks.Warm(ctx); err != nil {
 		return err
 	}
-	port, err := openSerial(guestapi.PortName)
+	slog.Info("containers run")
+	port, err := listen()
 	if err != nil {
 		return err
 	}
+	a.seal = port.Seal
 	// The heap as small as it gets: clones share it for as long as they do not write to it.
 	debug.FreeOSMemory()
 	return a.serve(ctx, port)

@@ -92,6 +92,7 @@ func (a *Agent) configure(ctx context.Context, wanted *guestapi.Configure) error
 	if err := machine.Configure(ctx, a.disks, wanted); err != nil {
 		return err
 	}
+	a.seal()
 	if machine.Emulated() {
 		go func() {
 			if err := a.tasks.Warm(context.WithoutCancel(ctx)); err != nil {

@@ -10,14 +10,57 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
 
 // Listener yields the host's connections, one after another: the next one after the former was closed.
 type Listener interface {
-	// Accept blocks until the host has connected and sent something.
+	// Accept blocks until the host has connected. It fails once the port is sealed.
 	Accept() (io.ReadWriteCloser, error)
+	// Seal lets nobody connect any more who could be somebody else than the host that has connected.
+	Seal()
 }
+
+const vsockDevices = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio*"
+
+// listen at the port that the machine has.
+func listen() (Listener, error) {
+	devices, err := filepath.Glob(vsockDevices)
+	if err != nil {
+		return nil, err
+	}
+	if len(devices) == 0 {
+		return openSerial(guestapi.PortName)
+	}
+	// At any address: that of the template is not the clone's.
+	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, guestapi.VsockPort, nil)
+	if err != nil {
+		return nil, fmt.Errorf("listen at the vsock: %w", err)
+	}
+	return &vsockPort{l}, nil
+}
+
+// vsockPort is a Listener on a vsock, which processes of all users of the host can connect to.
+type vsockPort struct{ listener *vsock.Listener }
+
+func (p *vsockPort) Accept() (io.ReadWriteCloser, error) {
+	for {
+		conn, err := p.listener.Accept()
+		if err != nil {
+			return nil, fmt.Errorf("accept a connection by vsock: %w", err)
+		}
+		// A process of this machine can connect as well (vsock_loopback).
+		if from, ok := conn.RemoteAddr().(*vsock.Addr); ok && from.ContextID == vsock.Host {
+			return conn, nil
+		}
+		_ = conn.Close()
+	}
+}
+
+func (p *vsockPort) Seal() { _ = p.listener.Close() }
 
 // serialPort is a Listener on a virtio-serial port. The port is opened once and stays open. A connection is the time between two
 // closings by the host; closing it on this side ends its pending reads and writes.
@@ -48,8 +91,11 @@ func openSerial(name string) (*serialPort, error) {
 		}
 		return &serialPort{file: file, raw: raw}, nil
 	}
-	return nil, fmt.Errorf("the machine has no virtio-serial port named %q", name)
+	return nil, fmt.Errorf("the machine has no vsock and no virtio-serial port named %q", name)
 }
+
+// Seal does nothing: the port is of the host's choice.
+func (p *serialPort) Seal() {}
 
 // Accept waits for bytes. While the host is not connected the port is at its end, and ready to be read; the kernel tells when that changes.
 func (p *serialPort) Accept() (io.ReadWriteCloser, error) {

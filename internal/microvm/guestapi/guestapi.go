@@ -3,7 +3,7 @@
 //
 // # Wire
 //
-// The port is a byte stream (virtio-serial). While a template is made, the host writes Ping and the
+// The port is a byte stream (by vsock or virtio-serial). While a template is made, the host writes Ping and the
 // guest answers Pong when it has nothing left to do. After a restore, or whenever the host connects anew, the host writes Hello, the
 // guest ends what an earlier session left open (its streams, not its containers), answers Hello, and from then on the port carries a yamux session
 // (github.com/hashicorp/yamux, keep-alive off) whose client is the host.
@@ -35,8 +35,12 @@ const (
 	Hello = "BERTH 1\n"
 )
 
-// PortName of the virtio-serial port.
-const PortName = "agent"
+// The agent's port: this one of the machine's vsock, for the host only and until the guest is configured; or, in a machine without vsock, the virtio-serial
+// port of this name.
+const (
+	PortName  = "agent"
+	VsockPort = 1
+)
 
 // ToolsLUN is the disk with the guest's programs and kernel modules. It is there in the template.
 const ToolsLUN = 0

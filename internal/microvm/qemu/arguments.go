@@ -23,6 +23,8 @@ const (
 	processMemory = 32 << 20
 	// agentPorts is the agent's port and the console port that is always there.
 	agentPorts = 2
+	// anyCID stands for the address of a vsock.
+	anyCID = 3
 )
 
 // Kernel parameters. Emulation is too uneven for the kernel to calibrate its timers by each other: now and then it would fail.
@@ -67,7 +69,7 @@ func blocks(s vmm.Shape, memory int64) ([]guestapi.Range, error) {
 	return ranges, nil
 }
 
-// descriptors of the files that QEMU is started with; a negative one is not there.
+// descriptors of the files that QEMU is started with.
 type descriptors struct {
 	monitor, agent, console, tools, tap, ram int
 	kernel, initrd                           int // to boot
@@ -79,22 +81,22 @@ var firstDescriptors = descriptors{monitor: jail.FirstFile, agent: jail.FirstFil
 	tap: jail.FirstFile + 4, ram: jail.FirstFile + 5, kernel: jail.FirstFile + 6, initrd: jail.FirstFile + 7, state: jail.FirstFile + 6}
 
 // boot arguments: the kernel's command line aside, they decide together with restore's what a template fits.
-func bootArguments(accel string, s vmm.Shape, d descriptors, tscKHz int) []string {
+func bootArguments(accel string, s vmm.Shape, d descriptors, cid uint32, tscKHz int) []string {
 	parameters := fmt.Sprintf("%s mem=%dM", kernelParameters, vmm.BaseMemory>>20)
 	if accel == TCG {
 		parameters += fmt.Sprintf(" %s tsc_early_khz=%d lpj=%d", emulationParameters, tscKHz, tscKHz*1000/timerFrequency)
 	}
-	return append(machineArguments(accel, s, d, "on"),
+	return append(machineArguments(accel, s, d, cid, "on"),
 		"-kernel", byDescriptor(d.kernel), "-initrd", byDescriptor(d.initrd), "-append", parameters)
 }
 
-func restoreArguments(accel string, s vmm.Shape, d descriptors) []string {
-	return append(machineArguments(accel, s, d, "off"), "-incoming", "defer")
+func restoreArguments(accel string, s vmm.Shape, d descriptors, cid uint32) []string {
+	return append(machineArguments(accel, s, d, cid, "off"), "-incoming", "defer")
 }
 
 // machineArguments are the same for booting and restoring, except that the template's memory is written through in one case, copied on write in
-// the other.
-func machineArguments(accel string, s vmm.Shape, d descriptors, share string) []string {
+// the other. The vsock's address may differ, too: a guest that is restored is told.
+func machineArguments(accel string, s vmm.Shape, d descriptors, cid uint32, share string) []string {
 	more := totalMemory(s) - vmm.BaseMemory
 	args := []string{
 		"-no-user-config", "-nodefaults", "-no-reboot", "-display", "none",
@@ -111,10 +113,6 @@ func machineArguments(accel string, s vmm.Shape, d descriptors, share string) []
 		"-add-fd", fmt.Sprintf("fd=%d,set=%d", d.console, consoleSet),
 		"-chardev", fmt.Sprintf("file,id=console,append=on,path=%s", bySet(consoleSet)), "-serial", "chardev:console",
 
-		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d,server=on,wait=off", d.agent),
-		"-device", fmt.Sprintf("virtio-serial-device,max_ports=%d", agentPorts),
-		"-device", "virtserialport,chardev=agent,name=" + guestapi.PortName,
-
 		"-add-fd", fmt.Sprintf("fd=%d,set=%d", d.tools, toolsSet), "-blockdev", toJSON(blockNode(toolsSet, guestapi.ToolsLUN, true)),
 		"-device", "virtio-scsi-device,id=scsi0",
 		"-device", toJSON(diskDevice(guestapi.ToolsLUN)),
@@ -122,6 +120,13 @@ func machineArguments(accel string, s vmm.Shape, d descriptors, share string) []
 		"-netdev", fmt.Sprintf("tap,id=net,fd=%d", d.tap),
 		"-device", "virtio-net-device,netdev=net,mac=" + vmm.PlaceholderMAC,
 		"-object", "rng-builtin,id=random", "-device", "virtio-rng-device,rng=random",
+	}
+	if cid != 0 {
+		args = append(args, "-device", fmt.Sprintf("vhost-vsock-device,guest-cid=%d,vhostfd=%d", cid, d.agent))
+	} else {
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=agent,fd=%d,server=on,wait=off", d.agent),
+			"-device", fmt.Sprintf("virtio-serial-device,max_ports=%d", agentPorts),
+			"-device", "virtserialport,chardev=agent,name="+guestapi.PortName)
 	}
 	if accel == KVM {
 		return append(args, "-accel", "kvm", "-cpu", "host")

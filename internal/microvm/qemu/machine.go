@@ -16,7 +16,7 @@ import (
 // machine implements vmm.Machine.
 type machine struct {
 	name    string
-	socket  string
+	port    port
 	monitor *monitor
 	process *os.Process
 
@@ -50,7 +50,7 @@ func (m *machine) bury() {
 	m.exit = m.explain()
 	m.mu.Unlock()
 	m.monitor.close()
-	os.Remove(m.socket)
+	_ = m.port.remove()
 	close(m.done)
 }
 

@@ -99,7 +99,11 @@ func (d *Driver) identify(ctx context.Context) (vmm.Fingerprint, []treeFile, err
 	// What machines look like is part of a template: of the same shape they must stay the same.
 	sum := sha256.New()
 	shape := vmm.Shape{VCPUs: 1, MaxMemory: vmm.BaseMemory + vmm.BlockMemory}
-	fmt.Fprintln(sum, tree, processor, bootArguments(f.Acceleration, shape, firstDescriptors, 1), restoreArguments(f.Acceleration, shape, firstDescriptors))
+	var cid uint32
+	if f.Transport = transport(ctx, program); f.Transport == vsock {
+		cid = anyCID
+	}
+	fmt.Fprintln(sum, tree, processor, bootArguments(f.Acceleration, shape, firstDescriptors, cid, 1), restoreArguments(f.Acceleration, shape, firstDescriptors, cid))
 	f.Digest = hex.EncodeToString(sum.Sum(nil))
 	return f, files, nil
 }
@@ -239,8 +243,9 @@ func (d *Driver) boot(ctx context.Context, config vmm.Boot) (*machine, error) {
 		return nil, fmt.Errorf("read the guest's initramfs: %w", err)
 	}
 	defer initrd.Close()
-	args := bootArguments(f.Acceleration, config.Shape, firstDescriptors, rate)
-	m, err := d.start(config.Host, root, nil, []*os.File{config.RAM, kernel, initrd}, args)
+	m, err := d.start(config.Host, f.Transport, root, nil, []*os.File{config.RAM, kernel, initrd}, func(cid uint32) []string {
+		return bootArguments(f.Acceleration, config.Shape, firstDescriptors, cid, rate)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -277,8 +282,9 @@ func (d *Driver) restore(ctx context.Context, config vmm.Restore) (*machine, err
 		return nil, err
 	}
 	defer state.Close()
-	args := restoreArguments(d.options.Acceleration, t.Shape, firstDescriptors)
-	m, err := d.start(config.Host, root, config.Tap, []*os.File{t.RAM, state}, args)
+	m, err := d.start(config.Host, t.Monitor.Transport, root, config.Tap, []*os.File{t.RAM, state}, func(cid uint32) []string {
+		return restoreArguments(d.options.Acceleration, t.Shape, firstDescriptors, cid)
+	})
 	if err != nil {
 		return nil, err
 	}

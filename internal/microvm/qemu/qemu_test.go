@@ -34,8 +34,8 @@ func TestManyProcessors(t *testing.T) {
 	suite := realSuite(t)
 	suite.Shape = template.Shapes[2]
 	made := suite.Template(t)
-	_, host := suite.Restore(t, made)
-	if got, err := vmmtest.Ask(t.Context(), host.AgentSocket, "PROCESSORS"); err != nil || got != "4" {
+	m, _ := suite.Restore(t, made)
+	if got, err := vmmtest.Ask(t.Context(), m, "PROCESSORS"); err != nil || got != "4" {
 		t.Errorf("the guest has %q processors (%v)", got, err)
 	}
 }
@@ -75,8 +75,8 @@ func TestStoredTemplate(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer loaded.Close()
-	_, host := suite.Restore(t, loaded.Template())
-	if got, err := vmmtest.Ask(t.Context(), host.AgentSocket, "PING"); err != nil || got != "PONG" {
+	m, _ := suite.Restore(t, loaded.Template())
+	if got, err := vmmtest.Ask(t.Context(), m, "PING"); err != nil || got != "PONG" {
 		t.Errorf("the guest answers %q (%v)", got, err)
 	}
 	if loaded.Manifest.RAM.Bytes >= vmm.BaseMemory {
@@ -153,8 +153,8 @@ func makesTreeAnew(t *testing.T, suite vmmtest.Suite, made vmm.Template, dir str
 	if err := os.RemoveAll(trees[0]); err != nil {
 		t.Fatal(err)
 	}
-	_, host := suite.Restore(t, made)
-	if got, err := vmmtest.Ask(t.Context(), host.AgentSocket, "PING"); err != nil || got != "PONG" {
+	m, _ := suite.Restore(t, made)
+	if got, err := vmmtest.Ask(t.Context(), m, "PING"); err != nil || got != "PONG" {
 		t.Errorf("the guest answers %q (%v)", got, err)
 	}
 }

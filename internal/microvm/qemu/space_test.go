@@ -46,9 +46,9 @@ func awaitsRoom(t *testing.T, suite vmmtest.Suite, made vmm.Template) {
 	}
 	written := make(chan string, 1)
 	go func() {
-		answer, err := vmmtest.Ask(t.Context(), host.AgentSocket, "WRITE 1 kept")
+		answer, err := vmmtest.Ask(t.Context(), m, "WRITE 1 kept")
 		for err == nil && answer != "0" { // the guest has not noticed the disk yet
-			answer, err = vmmtest.Ask(t.Context(), host.AgentSocket, "WRITE 1 kept")
+			answer, err = vmmtest.Ask(t.Context(), m, "WRITE 1 kept")
 		}
 		written <- answer
 	}()

@@ -21,11 +21,8 @@ import (
 // environment keeps QEMU's own memory small: one heap for all threads, given back early.
 var environment = []string{"MALLOC_ARENA_MAX=1", "MALLOC_TRIM_THRESHOLD_=65536", "MALLOC_MMAP_THRESHOLD_=65536"}
 
-// longestSocket is the kernel's limit to the path of a unix socket.
-const longestSocket = 107
-
-// start starts a QEMU with the files that firstDescriptors name; last are those from ram on. tap may be nil.
-func (d *Driver) start(h vmm.Host, root string, tap *os.File, last []*os.File, args []string) (_ *machine, err error) {
+// start starts a QEMU with the files that firstDescriptors name; last are those from ram on. tap may be nil. args depend on the vsock's address, if there is one.
+func (d *Driver) start(h vmm.Host, transport, root string, tap *os.File, last []*os.File, args func(cid uint32) []string) (_ *machine, err error) {
 	var mine []*os.File // to be closed here
 	defer func() {
 		for _, f := range mine {
@@ -52,26 +49,26 @@ func (d *Driver) start(h vmm.Host, root string, tap *os.File, last []*os.File, a
 		return nil, err
 	}
 	mine = append(mine, far)
-	m := &machine{name: h.Name, socket: h.AgentSocket, done: make(chan struct{}), disks: map[int]int{}, deleted: map[string]chan struct{}{},
+	m := &machine{name: h.Name, done: make(chan struct{}), disks: map[int]int{}, deleted: map[string]chan struct{}{},
 		migrated: make(chan string, 8), diagnosis: newTail(diagnosisBytes), printed: newTail(printedBytes), space: newSpace(h.Stalled)}
-	agent, err := keep(listen(h.AgentSocket))
-	if err != nil {
+	if m.port, err = openPort(transport, h.AgentSocket); err != nil {
 		return nil, errors.Join(err, near.Close())
 	}
+	mine = append(mine, m.port.far)
 	console, err := keep(m.openConsole(h.Console))
 	if err != nil {
-		return nil, errors.Join(err, near.Close(), os.Remove(h.AgentSocket))
+		return nil, errors.Join(err, near.Close(), m.port.remove())
 	}
-	cmd, err := d.command(h, root, args)
+	cmd, err := d.command(h, root, args(m.port.cid))
 	if err == nil {
 		cmd.Stderr, cmd.Stdout = m.diagnosis, m.diagnosis
-		cmd.ExtraFiles = append([]*os.File{far, agent, console, tools, tap}, last...)
+		cmd.ExtraFiles = append([]*os.File{far, m.port.far, console, tools, tap}, last...)
 		err = m.run(cmd)
 	}
 	if err != nil {
 		console.Close()
 		m.consoles.Wait()
-		return nil, errors.Join(err, near.Close(), os.Remove(h.AgentSocket))
+		return nil, errors.Join(err, near.Close(), m.port.remove())
 	}
 	m.monitor = newMonitor(near, m.event)
 	go m.bury()
@@ -143,26 +140,6 @@ func socketPair() (near *net.UnixConn, far *os.File, err error) {
 		return nil, nil, errors.Join(errors.New("a socket pair is no unix connection"), conn.Close(), far.Close())
 	}
 	return near, far, nil
-}
-
-// listen makes the agent's socket, which only root may connect to. What another machine left at the path is replaced.
-func listen(path string) (*os.File, error) {
-	if len(path) > longestSocket {
-		return nil, fmt.Errorf("make the agent's socket: the path %s is longer than %d bytes", path, longestSocket)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("make the agent's socket: %w", err)
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("make the agent's socket: %w", err)
-	}
-	l.SetUnlinkOnClose(false)
-	defer l.Close()
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, os.Remove(path))
-	}
-	return l.File()
 }
 
 // run starts the program and leaves a goroutine waiting for its end, on the very thread that started it: the kernel ends the program with

@@ -28,6 +28,8 @@ import (
 const (
 	// guestLimit bounds how long a restored guest may take to become the pod's machine.
 	guestLimit = 30 * time.Second
+	// burialLimit bounds how long a machine whose guest is gone may take to end.
+	burialLimit = time.Second
 	// firstUID is that of the machine whose shim has process id 0: each machine has a user of its own.
 	firstUID = 0x70000000
 )
@@ -112,7 +114,7 @@ func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod
 	defer func() {
 		if err != nil {
 			p.close()
-			if p.oomKills.count() > p.oomKills.begin {
+			if p.oomKills.count() > p.oomKills.begin && !errors.Is(err, errHostMemory) {
 				err = fmt.Errorf("%w (%w)", errHostMemory, err)
 			}
 		}
@@ -166,7 +168,7 @@ func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want siz
 	p.machine, err = source.Driver.Restore(ctx, vmm.Restore{
 		Template: source.Template, Tap: tap,
 		Host: vmm.Host{
-			Name: id, AgentSocket: p.agentSocket(), Console: filepath.Join(p.options.RunDir, "console.log"), Tools: source.Tools,
+			Name: id, AgentSocket: filepath.Join(p.options.RunDir, "agent.sock"), Console: filepath.Join(p.options.RunDir, "console.log"), Tools: source.Tools,
 			Stalled:     p.health.stalled,
 			Confinement: vmm.Confinement{UID: firstUID + os.Getpid(), GID: firstUID + os.Getpid(), Cgroup: p.cgroup},
 		},
@@ -177,13 +179,11 @@ func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want siz
 	return nil
 }
 
-func (p *pod) agentSocket() string { return filepath.Join(p.options.RunDir, "agent.sock") }
-
 // settle opens the session with the guest and makes it the pod's machine.
 func (p *pod) settle(ctx context.Context, config guestapi.Configure) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, guestLimit)
 	defer cancel()
-	if p.guest, err = agent.Connect(ctx, p.agentSocket()); err != nil {
+	if p.guest, err = agent.Connect(ctx, p.machine.Dial); err != nil {
 		return p.because(err)
 	}
 	config.Clock.UnixNano = time.Now().UnixNano()
@@ -205,14 +205,29 @@ func (p *pod) settle(ctx context.Context, config guestapi.Configure) (err error)
 	return nil
 }
 
-// because adds how the machine ended to an error that its end explains.
+// because says how the machine ended if that is why the guest, which has a session, does not answer.
 func (p *pod) because(err error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	if p.guest != nil {
+		select {
+		case <-p.guest.Done():
+		default:
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), burialLimit)
 	defer cancel()
 	if exit, werr := p.machine.Wait(ctx); werr == nil {
-		return fmt.Errorf("%w (the machine ended: %s: %s)", err, exit.Reason, exit.Detail)
+		return fmt.Errorf("%w (%w)", p.cause(exit), err)
 	}
 	return err
+}
+
+// cause says, for people, how the machine ended: errHostMemory or something else.
+func (p *pod) cause(exit vmm.Exit) error {
+	if p.oomKills.ended(exit) {
+		return errHostMemory
+	}
+	return fmt.Errorf("the pod's machine ended (%s): %s", exit.Reason, exit.Detail)
 }
 
 // ended waits until nothing is left of the machine.

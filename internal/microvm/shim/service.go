@@ -73,7 +73,9 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		if perr != nil {
 			return nil, toStatus(perr)
 		}
-		t, err = p.createContainer(ctx, r, spec)
+		if t, err = p.createContainer(ctx, r, spec); err != nil {
+			err = p.because(err)
+		}
 	} else {
 		t, err = s.createPod(ctx, r, spec)
 	}
@@ -113,11 +115,9 @@ func (s *Service) createPod(ctx context.Context, r *taskapi.CreateTaskRequest, s
 // watch waits for the machine's end and says of everything in it that it has ended, of the sandbox last.
 func (s *Service) watch(p *pod, sandbox *task) {
 	exit := p.ended()
-	oom, why := p.oomKills.ended(exit), fmt.Sprintf("the pod's machine ended (%s): %s", exit.Reason, exit.Detail)
-	if oom {
-		why = errHostMemory.Error()
-	}
-	p.health.end(exit, why) // before the pod's kubelet replaces it
+	why := p.cause(exit)
+	oom := errors.Is(why, errHostMemory)
+	p.health.end(exit, why.Error()) // before the pod's kubelet replaces it
 	s.mu.Lock()
 	var others []*task
 	for _, t := range s.tasks {
@@ -186,7 +186,7 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	}
 	if !t.sandbox {
 		if err := p.start(ctx, t, proc); err != nil {
-			return nil, toStatus(err)
+			return nil, toStatus(p.because(err))
 		}
 	}
 	proc.started(proc.pid)

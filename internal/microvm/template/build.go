@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +22,8 @@ const (
 	consoleTail = 400
 	// endLimit is how long a machine whose connections have ended may take to end.
 	endLimit = 5 * time.Second
+	// silenceLooks is how often a guest's console is looked at before it counts as silent.
+	silenceLooks = 20
 )
 
 // build makes a template beside the old one and then replaces that. Nobody sees half a template; whoever has the old one loaded keeps it.
@@ -78,7 +79,7 @@ func (s *Store) fill(ctx context.Context, dir string, m *Manifest) error {
 // snapshot boots a machine, waits until its guest is ready and saves it.
 func (s *Store) snapshot(ctx context.Context, shape vmm.Shape, ram, state *os.File, ready func()) error {
 	s.Report("booting a guest")
-	return withGuest(ctx, s.Driver, s.Guest, s.Confinement, shape, ram, s.BootLimit, func(m vmm.Machine) error {
+	return withGuest(ctx, s.Driver, s.Guest, s.Confinement, shape, ram, patience{limit: s.BootLimit}, func(m vmm.Machine) error {
 		ready()
 		if err := m.Pause(ctx); err != nil {
 			return err
@@ -87,8 +88,9 @@ func (s *Store) snapshot(ctx context.Context, shape vmm.Shape, ram, state *os.Fi
 	})
 }
 
-// Probe tells whether machines of the driver really boot here: a device that opens proves nothing. The error says in words why they do not.
-func Probe(ctx context.Context, driver vmm.Driver, guest Guest, confinement vmm.Confinement, limit time.Duration) error {
+// Probe tells whether machines of the driver really boot here: a device that opens proves nothing. The error says in words why they do not. A guest that prints
+// nothing for as long as silence hangs; one that does may be slow.
+func Probe(ctx context.Context, driver vmm.Driver, guest Guest, confinement vmm.Confinement, silence time.Duration) error {
 	f, err := driver.Fingerprint(ctx)
 	if err != nil {
 		return err
@@ -98,15 +100,18 @@ func Probe(ctx context.Context, driver vmm.Driver, guest Guest, confinement vmm.
 		return err
 	}
 	defer ram.Close()
-	err = withGuest(ctx, driver, guest, confinement, Shapes[0], ram, limit, func(vmm.Machine) error { return nil })
+	err = withGuest(ctx, driver, guest, confinement, Shapes[0], ram, patience{bootLimit, silence}, func(vmm.Machine) error { return nil })
 	if err != nil {
 		return fmt.Errorf("no usable %s: %w", strings.ToUpper(f.Acceleration), err)
 	}
 	return nil
 }
 
-// ProbeLimit is how long a guest may take to boot under hardware virtualization, which is a second where it works.
+// ProbeLimit is how long a guest that boots under hardware virtualization may print nothing. Where that works, all of it takes a second.
 const ProbeLimit = 10 * time.Second
+
+// patience with a guest that boots: how long it may take, and how long it may print nothing; 0: as long as it likes.
+type patience struct{ limit, silence time.Duration }
 
 // Choose takes the preferred driver if a guest really boots with it, and else the other one and the reason why.
 func Choose(ctx context.Context, preferred, other vmm.Driver, guest Guest, confinement vmm.Confinement) (chosen vmm.Driver, why, err error) {
@@ -125,7 +130,7 @@ func Choose(ctx context.Context, preferred, other vmm.Driver, guest Guest, confi
 
 // withGuest boots a machine, calls do once its guest is ready, and ends it.
 func withGuest(ctx context.Context, driver vmm.Driver, guest Guest, confinement vmm.Confinement, shape vmm.Shape, ram *os.File,
-	limit time.Duration, do func(vmm.Machine) error) (err error) {
+	p patience, do func(vmm.Machine) error) (err error) {
 	// Paths of sockets are short.
 	dir, err := os.MkdirTemp("", "berth-template")
 	if err != nil {
@@ -144,33 +149,61 @@ func withGuest(ctx context.Context, driver vmm.Driver, guest Guest, confinement 
 		return err
 	}
 	defer func() { err = errors.Join(err, m.Kill()) }()
-	if err := awaitGuest(ctx, m, host, limit); err != nil {
+	if err := awaitGuest(ctx, m, host, p); err != nil {
 		return err
 	}
 	return do(m)
 }
 
-// awaitGuest waits for the agent's answer, the machine's end or the limit.
-func awaitGuest(ctx context.Context, m vmm.Machine, host vmm.Host, limit time.Duration) error {
-	limited, cancel := context.WithTimeout(ctx, limit)
+// awaitGuest waits for the agent's answer, the machine's end or the end of patience.
+func awaitGuest(ctx context.Context, m vmm.Machine, host vmm.Host, p patience) error {
+	limited, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("the guest does not boot within %v", p.limit))
 	defer cancel()
-	err := ping(limited, host.AgentSocket)
+	patient, cancel := whilePrinting(limited, host.Console, p.silence)
+	defer cancel()
+	err := ping(patient, m)
 	if err == nil {
 		return nil
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if limited.Err() != nil {
-		return fmt.Errorf("the guest does not boot within %v: %w; the last that its kernel printed: %q", limit, err, lastPrinted(host.Console))
+	if patient.Err() != nil {
+		return fmt.Errorf("%w: %w; the last that its kernel printed: %q", context.Cause(patient), err, lastPrinted(host.Console))
 	}
 	// The connection ends a little before the machine does.
-	ending, cancel := context.WithTimeout(ctx, endLimit)
-	defer cancel()
+	ending, stop := context.WithTimeout(ctx, endLimit)
+	defer stop()
 	if exit, alive := m.Wait(ending); alive == nil {
 		return fmt.Errorf("the guest does not boot, the machine ended (%s): %s", exit.Reason, exit.Detail)
 	}
 	return fmt.Errorf("the guest does not boot: %w; the last that its kernel printed: %q", err, lastPrinted(host.Console))
+}
+
+// whilePrinting ends when the guest has printed nothing for as long as silence, if that is not 0.
+func whilePrinting(ctx context.Context, console string, silence time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := func() { cancel(nil) }
+	if silence == 0 {
+		return ctx, stop
+	}
+	go func() {
+		var printed int64
+		for last := time.Now(); ; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(silence / silenceLooks):
+			}
+			if info, err := os.Stat(console); err == nil && info.Size() > printed {
+				printed, last = info.Size(), time.Now()
+			} else if time.Since(last) >= silence {
+				cancel(fmt.Errorf("the guest hangs, it has printed nothing for %v", silence))
+				return
+			}
+		}
+	}()
+	return ctx, stop
 }
 
 func lastPrinted(path string) string {
@@ -178,10 +211,9 @@ func lastPrinted(path string) string {
 	return strings.TrimSpace(string(text[max(0, len(text)-consoleTail):]))
 }
 
-// ping asks the agent whether it is ready. It is not heard before it listens; the monitor keeps the question for it.
-func ping(ctx context.Context, socket string) error {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", socket)
+// ping asks the agent whether it is ready. It is not heard before it listens; the question waits for it.
+func ping(ctx context.Context, m vmm.Machine) error {
+	conn, err := m.Dial(ctx)
 	if err != nil {
 		return err
 	}

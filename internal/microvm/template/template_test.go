@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-run/berth/internal/microvm/guestapi"
 	"github.com/berth-run/berth/internal/microvm/template"
 	"github.com/berth-run/berth/internal/microvm/vmm"
 	"github.com/berth-run/berth/internal/microvm/vmm/vmmtest"
@@ -215,6 +217,30 @@ func TestBuildFailures(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 		})
+	}
+}
+
+// TestProbe: a guest that prints is waited for, one that does not hangs.
+func TestProbe(t *testing.T) {
+	const silence, look = time.Second, 50 * time.Millisecond
+	s, driver := newStore(t)
+	driver.Agent = func(c net.Conn, m *vmmtest.FakeMachine) {
+		for began := time.Now(); time.Since(began) < 2*silence; time.Sleep(look) {
+			f, err := os.OpenFile(m.Console, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+			if err != nil {
+				return
+			}
+			_, _ = fmt.Fprintln(f, "still busy")
+			f.Close()
+		}
+		_, _ = io.WriteString(c, guestapi.Pong)
+	}
+	if err := template.Probe(t.Context(), driver, s.Guest, s.Confinement, silence); err != nil {
+		t.Errorf("a slow guest: %v", err)
+	}
+	driver.Agent = func(c net.Conn, _ *vmmtest.FakeMachine) { _, _ = io.Copy(io.Discard, c) }
+	if err := template.Probe(t.Context(), driver, s.Guest, s.Confinement, look); err == nil || !strings.Contains(err.Error(), "no usable NONE: the guest hangs, it has printed nothing for 50ms") {
+		t.Errorf("a silent guest: %v", err)
 	}
 }
 

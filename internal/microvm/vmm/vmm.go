@@ -14,8 +14,8 @@
 // Disks are SCSI disks on host 0, channel 0, target 0 of the guest, named by their LUN. LUN 0, the guest's own programs, is there
 // in the template; all others are attached while the machine runs.
 //
-// The agent's port is a stream between the host (a unix socket) and the guest (guestapi). A machine has one network device, whose
-// MAC address is PlaceholderMAC until the guest sets its own.
+// The agent's port is a stream between the host and the guest (guestapi), over whatever the monitor and the host have for it: a vsock, a serial port, a
+// unix socket. A machine has one network device, whose MAC address is PlaceholderMAC until the guest sets its own.
 //
 // # Life cycle
 //
@@ -34,6 +34,7 @@ package vmm
 
 import (
 	"context"
+	"net"
 	"os"
 
 	"github.com/berth-run/berth/internal/microvm/guestapi"
@@ -77,6 +78,10 @@ type Machine interface {
 	// PID is the process id of the monitor, as the caller sees it. It stays reserved until the machine has ended.
 	PID() int
 
+	// Dial connects to the agent's port, at which one connection at a time is served. A guest that does not listen yet is waited for as long as ctx allows, or
+	// finds later what was written. A guest that was restored just now may reset the first connection (ECONNRESET), having taken in nothing.
+	Dial(ctx context.Context) (net.Conn, error)
+
 	// Attach gives the guest a disk, and returns its LUN: the lowest that is free, at least 1.
 	Attach(ctx context.Context, disk Disk) (lun int, err error)
 
@@ -109,6 +114,8 @@ type Fingerprint struct {
 	Version string `json:"version"`
 	// Acceleration runs the guest's processors: kvm or tcg.
 	Acceleration string `json:"acceleration"`
+	// Transport carries what host and agent say: vsock or virtio-serial.
+	Transport string `json:"transport"`
 	// Digest (sha256, hexadecimal) of the program and of all that decides what its machines are like.
 	Digest string `json:"digest"`
 }
@@ -141,8 +148,8 @@ type Confinement struct {
 type Host struct {
 	// Name of the machine in messages.
 	Name string
-	// AgentSocket is the path at which the host connects to the agent's port. The driver makes the socket (for root only) and removes it
-	// when the machine ends. One connection at a time is served.
+	// AgentSocket is the path of the agent's port where that is a unix socket. The driver makes the socket (for root only) and removes it when the machine
+	// ends. Connect by Machine.Dial.
 	AgentSocket string
 	// Console is the file that gets what the guest's kernel prints, as far as it is the beginning; empty: nowhere.
 	Console string

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -117,7 +116,10 @@ func (b *bench) sample(ctx context.Context, name string, start func(vmm.Host) (v
 	}
 	defer func() { err = errors.Join(err, m.Kill()) }()
 	s.resumed = time.Since(began)
-	if err := ping(ctx, host.AgentSocket); err != nil {
+	if err := ping(ctx, m); errors.Is(err, vmm.ErrGone) {
+		exit, werr := m.Wait(ctx)
+		return s, errors.Join(err, errors.New(exit.Detail), werr)
+	} else if err != nil {
 		return s, err
 	}
 	s.answered = time.Since(began)
@@ -125,9 +127,8 @@ func (b *bench) sample(ctx context.Context, name string, start func(vmm.Host) (v
 	return s, err
 }
 
-func ping(ctx context.Context, socket string) error {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", socket)
+func ping(ctx context.Context, m vmm.Machine) error {
+	conn, err := m.Dial(ctx)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,11 @@ var _ vmm.Driver = (*Fake)(nil)
 
 // FakeMachine is a machine of a Fake.
 type FakeMachine struct {
+	// Console is the file that its guest may print to.
+	Console string
+
 	vcpus    int
+	socket   string
 	ram      *os.File // of a booted machine
 	listener *net.UnixListener
 	process  *exec.Cmd
@@ -54,7 +58,7 @@ const fakeState = "a fake machine's state"
 
 // Fingerprint implements vmm.Driver.
 func (f *Fake) Fingerprint(context.Context) (vmm.Fingerprint, error) {
-	return vmm.Fingerprint{Name: "fake", Version: "1.0", Acceleration: "none", Digest: "fake"}, f.Unavailable
+	return vmm.Fingerprint{Name: "fake", Version: "1.0", Acceleration: "none", Transport: "unix", Digest: "fake"}, f.Unavailable
 }
 
 // Overhead implements vmm.Driver.
@@ -125,7 +129,7 @@ func (f *Fake) start(ctx context.Context, h vmm.Host, shape vmm.Shape, ram *os.F
 	if err := os.Chmod(h.AgentSocket, 0o600); err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
-	m := &FakeMachine{vcpus: shape.VCPUs, ram: ram, listener: listener, memory: memory, process: exec.Command("sleep", "infinity"),
+	m := &FakeMachine{Console: h.Console, vcpus: shape.VCPUs, socket: h.AgentSocket, ram: ram, listener: listener, memory: memory, process: exec.Command("sleep", "infinity"),
 		disks: map[int]vmm.Disk{guestapi.ToolsLUN: {File: tools, ReadOnly: true}}, done: make(chan struct{})}
 	if err := m.process.Start(); err != nil {
 		return nil, errors.Join(err, listener.Close())
@@ -200,6 +204,15 @@ func (m *FakeMachine) End(reason vmm.Reason) {
 
 // PID implements vmm.Machine.
 func (m *FakeMachine) PID() int { return m.process.Process.Pid }
+
+// Dial implements vmm.Machine.
+func (m *FakeMachine) Dial(ctx context.Context) (net.Conn, error) {
+	if err := m.gone(); err != nil {
+		return nil, err
+	}
+	var dialer net.Dialer
+	return dialer.DialContext(ctx, "unix", m.socket)
+}
 
 // Attach implements vmm.Machine.
 func (m *FakeMachine) Attach(_ context.Context, disk vmm.Disk) (int, error) {

@@ -8,11 +8,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/berth-run/berth/internal/microvm/vmm"
 )
 
 // Guest is what a machine boots.
@@ -25,6 +27,7 @@ const (
 	GuestVariable = "BERTH_GUEST"
 	busybox       = "/bin/busybox"
 	moduleFile    = "go.mod"
+	vsockPort     = "github.com/berth-run/berth/internal/microvm/vmm/vmmtest/vsockport"
 )
 
 // RealGuest makes a guest in dir that a real monitor can boot: Berth's own kernel and modules, but the first process is a script that answers
@@ -43,11 +46,19 @@ func RealGuest(dir string) (Guest, error) {
 	if err != nil {
 		return Guest{}, fmt.Errorf("install the package busybox-static: %w", err)
 	}
+	program := filepath.Join(dir, "vsockport")
+	if out, err := exec.Command("go", "build", "-o", program, vsockPort).CombinedOutput(); err != nil {
+		return Guest{}, fmt.Errorf("build %s: %w: %s", vsockPort, err, out)
+	}
+	bridge, err := os.ReadFile(program)
+	if err != nil {
+		return Guest{}, err
+	}
 	// The kernel unpacks archives one after another, and later files replace earlier ones.
 	for len(initrd)%4 != 0 {
 		initrd = append(initrd, 0)
 	}
-	initrd = append(initrd, archive(map[string][]byte{"busybox": shell, "init": []byte(script)})...)
+	initrd = append(initrd, archive(map[string][]byte{"busybox": shell, "vsockport": bridge, "init": []byte(script)})...)
 	return g, os.WriteFile(g.Initrd, initrd, 0o644)
 }
 
@@ -69,8 +80,8 @@ func guestDir() (string, error) {
 	return "", errors.Join(errors.New("no go.mod in this directory or above"), err)
 }
 
-// script is process 1. It loads the modules that there are in whatever order they can be loaded, and answers a line with a line. A port that nobody
-// is connected to reads as ended.
+// script is process 1. It loads the modules that there are in whatever order they can be loaded, and answers a line with a line, by vsock or, if the machine
+// has none, at a serial port. A serial port that nobody is connected to reads as ended.
 const script = `#!/busybox sh
 B=/busybox
 $B mkdir -p /proc /sys /dev /mnt
@@ -78,10 +89,16 @@ $B mount -t proc proc /proc; $B mount -t sysfs sys /sys; $B mount -t devtmpfs de
 for round in 1 2 3 4 5 6; do
   for m in $($B find / -xdev -name '*.ko'); do $B insmod $m 2>/dev/null; done
 done
-while ! [ -e /dev/vport0p1 ] && ! [ -e /dev/vport1p1 ]; do $B usleep 1000; done
 kept=nothing
 disk() { for d in /sys/class/scsi_disk/*:$1/device/block/*; do [ -b /dev/${d##*/} ] && echo /dev/${d##*/}; done; }
-exec 3<>/dev/vport0p1
+if ! [ -e /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio* ]; then
+  while ! [ -e /dev/vport0p1 ]; do $B usleep 1000; done
+  exec 3<>/dev/vport0p1 4>&3
+else
+  $B mkfifo /questions /answers
+  /vsockport /questions /answers &
+  exec 3<>/questions 4<>/answers
+fi
 while true; do
   read -r question a b <&3 || { $B usleep 5000; continue; }
   case $question in
@@ -98,7 +115,7 @@ while true; do
   PANIC) echo c > /proc/sysrq-trigger ;;
   *) answer="what? $question" ;;
   esac
-  echo "$answer" >&3
+  echo "$answer" >&4
 done
 `
 
@@ -125,9 +142,8 @@ func archive(files map[string][]byte) []byte {
 }
 
 // Ask connects to a machine's agent port, as one user of it does after another, writes a line and returns the line that is answered.
-func Ask(ctx context.Context, socket, question string) (string, error) {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", socket)
+func Ask(ctx context.Context, m vmm.Machine, question string) (string, error) {
+	conn, err := m.Dial(ctx)
 	if err != nil {
 		return "", err
 	}

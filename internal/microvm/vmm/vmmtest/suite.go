@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,7 +63,7 @@ func (s *Suite) Template(t *testing.T) vmm.Template {
 	}
 	made := vmm.Template{Monitor: fingerprint, Shape: s.Shape, RAM: memoryFile(t, "ram"), State: memoryFile(t, "state")}
 	m, host := s.Boot(t, made.RAM)
-	if got := ask(t, host, "KEEP template"); got != "ok" {
+	if got := ask(t, m, host, "KEEP template"); got != "ok" {
 		t.Fatalf("the guest answers %q", got)
 	}
 	if err := m.Pause(ctx); err != nil {
@@ -94,7 +93,7 @@ func (s *Suite) Boot(t *testing.T, ram *os.File) (vmm.Machine, vmm.Host) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Kill() })
-	if got := ask(t, host, "PING"); got != "PONG" {
+	if got := ask(t, m, host, "PING"); got != "PONG" {
 		t.Fatalf("the guest answers %q; its console: %s", got, consoleOf(host))
 	}
 	return m, host
@@ -149,9 +148,9 @@ func memoryFile(t *testing.T, name string) *os.File {
 	return file
 }
 
-func ask(t *testing.T, host vmm.Host, question string) string {
+func ask(t *testing.T, m vmm.Machine, host vmm.Host, question string) string {
 	t.Helper()
-	answer, err := Ask(within(t), host.AgentSocket, question)
+	answer, err := Ask(within(t), m, question)
 	if err != nil {
 		t.Fatalf("ask %s: %v; the guest's console: %s", question, err, consoleOf(host))
 	}
@@ -212,10 +211,10 @@ func machinesAreApart(t *testing.T, s *Suite, template vmm.Template) {
 	var all sync.WaitGroup
 	for i := range 3 {
 		all.Go(func() {
-			_, host := s.Restore(t, template)
+			m, _ := s.Restore(t, template)
 			mine := fmt.Sprintf("machine%d", i)
 			for _, step := range [][2]string{{"KEPT", "template"}, {"KEEP " + mine, "ok"}, {"KEPT", mine}} {
-				answer, err := Ask(within(t), host.AgentSocket, step[0])
+				answer, err := Ask(within(t), m, step[0])
 				if err != nil || answer != step[1] {
 					t.Errorf("%s answers %q, want %q (%v)", step[0], answer, step[1], err)
 				}
@@ -230,13 +229,13 @@ func machinesAreApart(t *testing.T, s *Suite, template vmm.Template) {
 
 func machineIsItsTemplates(t *testing.T, s *Suite, template vmm.Template) {
 	m, host := s.Restore(t, template)
-	if got, want := ask(t, host, "PROCESSORS"), fmt.Sprint(s.Shape.VCPUs); got != want {
+	if got, want := ask(t, m, host, "PROCESSORS"), fmt.Sprint(s.Shape.VCPUs); got != want {
 		t.Errorf("the guest has %s processors, want %s", got, want)
 	}
-	if got := ask(t, host, "ADDRESS"); got != vmm.PlaceholderMAC {
+	if got := ask(t, m, host, "ADDRESS"); got != vmm.PlaceholderMAC {
 		t.Errorf("the network device has address %q", got)
 	}
-	if got := ask(t, host, "DISKS"); got != "0" {
+	if got := ask(t, m, host, "DISKS"); got != "0" {
 		t.Errorf("the guest has disks %q, want the tools only", got)
 	}
 	if err := unix.Kill(m.PID(), 0); err != nil {
@@ -245,9 +244,9 @@ func machineIsItsTemplates(t *testing.T, s *Suite, template vmm.Template) {
 }
 
 func connectsAgain(t *testing.T, s *Suite, template vmm.Template) {
-	_, host := s.Restore(t, template)
+	m, host := s.Restore(t, template)
 	for range 3 {
-		if got := ask(t, host, "PING"); got != "PONG" {
+		if got := ask(t, m, host, "PING"); got != "PONG" {
 			t.Errorf("the guest answers %q", got)
 		}
 	}
@@ -255,17 +254,17 @@ func connectsAgain(t *testing.T, s *Suite, template vmm.Template) {
 
 func pauses(t *testing.T, s *Suite, template vmm.Template) {
 	m, host := s.Restore(t, template)
-	ask(t, host, "PING")
+	ask(t, m, host, "PING")
+	conn, err := m.Dial(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
 	for range 2 {
 		if err := m.Pause(within(t)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	conn, err := net.Dial("unix", host.AgentSocket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
 	if _, err := fmt.Fprintln(conn, "PING"); err != nil {
 		t.Fatal(err)
 	}
