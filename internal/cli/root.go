@@ -3,12 +3,15 @@ package cli
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"k8s.io/component-base/cli"
 	"k8s.io/kubectl/pkg/cmd"
+	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/berth-run/berth/internal/hostagent"
 	"github.com/berth-run/berth/internal/layout"
@@ -22,6 +25,7 @@ func Run() int {
 	if len(os.Args) > 1 && os.Args[1] == "kubectl" {
 		return kubectl(append([]string{"kubectl"}, os.Args[2:]...))
 	}
+	ctrl.SetLogger(logr.FromSlogHandler(slog.Default().Handler())) // else it complains, to the user, after half a minute
 	if err := New().Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "Error:", err)
 		return 1

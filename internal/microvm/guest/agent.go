@@ -29,11 +29,12 @@ type Agent struct {
 // Run boots the machine and serves until something fails that nothing can mend: then the machine is to end.
 func Run(ctx context.Context) error {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	slog.Info("process 1 runs") // this and the like are signs of life to a host that waits for them
 	a := &Agent{disks: machine.NewDisks(), events: newEvents()}
 	if err := machine.Boot(ctx, a.disks); err != nil {
 		return err
 	}
-	slog.Info("the machine is up") // to a host that waits for signs of life
+	slog.Info("the machine is up")
 	children := reaper.New()
 	a.mounter = &machine.Mounter{Disks: a.disks, Reaper: children}
 	var err error

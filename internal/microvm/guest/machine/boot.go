@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,6 +36,7 @@ func Boot(ctx context.Context, disks *Disks) error {
 			return err
 		}
 	}
+	slog.Info("modules are loaded")
 	if err := disks.Watch(); err != nil {
 		return err
 	}
