@@ -20,8 +20,8 @@ STARTS     := containerd-shim-runsc-start containerd-shim-berth-start
 KUBERNETES := kube-apiserver kube-controller-manager kube-scheduler
 CONTAINERD := containerd ctr
 SHIM       := containerd-shim-runsc-v1
-# A plugin of QEMU, one for each range of versions of its plugin interface.
-TRIM       := qemu-trim-v1.so qemu-trim-v2.so
+# A plugin of QEMU, one for each range of versions of its plugin interface, and a small library in the place of a large one.
+TRIM       := qemu-trim-v1.so qemu-trim-v2.so qemu-capstone.so
 UPSTREAM   := etcd registry runsc coredns $(CONTAINERD) $(KUBERNETES)
 
 # What the end-to-end tests' pods run in: the suite runs once for each, less what the other's run shows as well: tests of virtual machines, whatever
@@ -182,6 +182,10 @@ $(addprefix bin/,$(STARTS)): bin/containerd-shim-start
 
 bin/qemu-trim-v%.so: internal/microvm/qemu/trim/trim.c
 	gcc -O2 -fPIC -shared -fvisibility=hidden -Wall -Wextra -Werror -DVERSION=$* -s -o $@ $<
+
+# QEMU's name for the library has a version; it is the same five functions in all.
+bin/qemu-capstone.so: internal/microvm/qemu/standin/capstone.c
+	gcc -O2 -fPIC -shared -Wall -Wextra -Werror -s -o $@ $<
 
 # kubelet: only bench-start compares with it.
 $(addprefix bin/,$(KUBERNETES) kubelet): go.mod go.sum

@@ -52,5 +52,6 @@ func Run(ctx context.Context) error {
 	a.seal = port.Seal
 	// The heap as small as it gets: clones share it for as long as they do not write to it.
 	debug.FreeOSMemory()
+	collectOnDemand()
 	return a.serve(ctx, port)
 }

@@ -40,11 +40,11 @@ func run(m *testing.M) (int, error) {
 	if out, err := exec.Command("go", "build", "-o", jailProgram, "github.com/berth-run/berth/cmd/berth-jail").CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("build berth-jail: %w: %s", err, out)
 	}
-	trim := exec.Command("make", "-C", "../../..", "bin/qemu-trim-v1.so", "bin/qemu-trim-v2.so")
+	trim := exec.Command("make", "-C", "../../..", "bin/qemu-trim-v1.so", "bin/qemu-trim-v2.so", "bin/qemu-capstone.so")
 	if out, err := trim.CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("build qemu-trim: %w: %s", err, out)
 	}
-	if out, err := exec.Command("cp", "../../../bin/qemu-trim-v1.so", "../../../bin/qemu-trim-v2.so", dir).CombinedOutput(); err != nil {
+	if out, err := exec.Command("cp", "../../../bin/qemu-trim-v1.so", "../../../bin/qemu-trim-v2.so", "../../../bin/qemu-capstone.so", dir).CombinedOutput(); err != nil {
 		return 1, fmt.Errorf("copy qemu-trim: %w: %s", err, out)
 	}
 	return m.Run(), nil

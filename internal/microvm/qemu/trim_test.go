@@ -74,3 +74,31 @@ func codeOf(t *testing.T, pid int) int {
 	}
 	return sum
 }
+
+// TestStandIn: the monitor has loaded the small library in the place of the large one.
+func TestStandIn(t *testing.T) {
+	suite := realSuite(t)
+	made := suite.Template(t)
+	m, _ := suite.Restore(t, made)
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", m.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var end, start uint64
+	for line := range strings.Lines(string(maps)) {
+		if strings.Contains(line, "/libcapstone.so.") {
+			var from, to uint64
+			if _, err := fmt.Sscanf(line, "%x-%x", &from, &to); err != nil {
+				t.Fatal(err)
+			}
+			if start == 0 {
+				start = from
+			}
+			end = to
+		}
+	}
+	const most = 64 << 10
+	if end-start > most {
+		t.Errorf("libcapstone takes %d bytes, the one that stands in for it less than %d", end-start, most)
+	}
+}

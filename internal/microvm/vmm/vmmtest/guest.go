@@ -92,8 +92,8 @@ done
 kept=nothing
 disk() { for d in /sys/class/scsi_disk/*:$1/device/block/*; do [ -b /dev/${d##*/} ] && echo /dev/${d##*/}; done; }
 if ! [ -e /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio* ]; then
-  while ! [ -e /dev/vport0p1 ]; do $B usleep 1000; done
-  exec 3<>/dev/vport0p1 4>&3
+  while ! [ -e /dev/vport?p1 ]; do $B usleep 1000; done
+  for port in /dev/vport?p1; do exec 3<>$port 4>&3; done
 else
   $B mkfifo /questions /answers
   /vsockport /questions /answers &
