@@ -99,7 +99,7 @@ test: deps build images ## Run all tests: unit, controllers on a real API server
 test-kvm: deps build ## Run the tests of virtual machines under KVM and with vsock, on an emulated machine that has them (root).
 	@mkdir -p bin/kvm-host
 	go test -c -o bin/kvm-host/qemu.test ./internal/microvm/qemu
-	cd internal/microvm/qemu && BERTH_ACCELERATION=kvm $(CURDIR)/hack/kvm-host.sh $(CURDIR)/bin/kvm-host/qemu.test
+	cd internal/microvm/qemu && BERTH_ACCELERATION=kvm $(CURDIR)/hack/kvm-host.sh $(CURDIR)/bin/kvm-host/qemu.test -test.timeout=20m
 
 .PHONY: test-cycles
 test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root).

@@ -9,7 +9,8 @@ trap finish EXIT
 isolations=("$@")
 [ $# -gt 0 ] || mapfile -t isolations < <(kubectl get hosts -o jsonpath='{range .items[*].status.isolations[*]}{@}{"\n"}{end}' | sort -u)
 
-private() { awk '/^Private_Dirty/ { s += $2 } END { print s + 0 }' "/proc/$1/smaps_rollup"; }
+# A template's pages that only one machine has mapped look private to it; of a private mapping only what is anonymous is.
+private() { awk '/^[0-9a-f]+-/ { own = $2 ~ /p$/ } /^Private_Dirty/ { dirty = $2 } /^Anonymous/ { s += own && $2 < dirty ? $2 : dirty } END { print s + 0 }' "/proc/$1/smaps"; }
 show() { local kb; kb=$(private "$2"); total=$((total + kb)); printf '%-28s %8d kB\n' "$1" "$kb"; }
 name() { tr '\0' '\n' < "/proc/$1/cmdline" | grep -m1 -oE 'containerd-shim-(runsc|berth)-v1|runsc-(gofer|sandbox)|qemu-system-[a-z0-9_]+' || echo "process of the workload"; }
 # processes of a pod, by its UID: what is in its cgroup, and the shim. A container of gVisor has a cgroup of its id there, and its shim

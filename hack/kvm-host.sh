@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # kvm-host.sh COMMAND...: runs a command as root on a machine that has what this one may lack: KVM, vhost_vsock and cgroup v2. It is an emulated machine
 # whose processor has AMD-V, with Debian's kernel (that of the microVM's guest, make guest) and this machine's files, which it reads and does not write:
-# what it writes goes to its memory, and is gone with it. There is no network but its own. The command runs in this directory with this environment; the
-# script ends as it does. MEMORY is the machine's, in MiB.
+# what it writes goes to its memory, and is gone with it; /tmp, /run and /var/lib/berth are empty. There is no network but its own. The command runs in this
+# directory with this environment; the script ends as it does. MEMORY is the machine's, in MiB, TIMEOUT how long it may take (30m).
 #
 # Everything in it is some ten times slower than here, so nothing is to be timed there.
 set -euo pipefail
@@ -80,7 +80,8 @@ esac
 for _ in $(seq 100); do [ ! -S "$work/files" ] || break; sleep 0.1; done
 [ -S "$work/files" ] || { cat "$work/virtiofsd.log" >&2; fail "virtiofsd does not start"; }
 
-qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35 -accel tcg,thread=multi,tb-size=512 -cpu max,+svm,+npt \
+: >"$work/status"
+timeout "${TIMEOUT:-30m}" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35 -accel tcg,thread=multi,tb-size=512 -cpu max,+svm,+npt \
   -smp "$(nproc)" -m "$memory" -object "memory-backend-memfd,id=memory,size=${memory}M,share=on" -numa node,memdev=memory \
   -chardev "socket,id=files,path=$work/files" -device vhost-user-fs-pci,chardev=files,tag=files,queue-size=1024 -device virtio-rng-pci \
   -kernel "$out/kernel/boot/vmlinuz-$version" -initrd "$work/initrd" -append "console=ttyS0 quiet panic=-1 mitigations=off" \

@@ -21,8 +21,12 @@ import (
 	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
 
-// replyLimit bounds the line of JSON that answers a request.
-const replyLimit = 64 << 10
+const (
+	// replyLimit bounds the line of JSON that answers a request.
+	replyLimit = 64 << 10
+	// connectPause is between a session that did not begin and the next try.
+	connectPause = 5 * time.Millisecond
+)
 
 // Client is a session with a guest. Its methods may be called from many goroutines; they fail once the guest or the connection is
 // gone, and see Done.
@@ -44,9 +48,14 @@ func Connect(ctx context.Context, dial func(context.Context) (net.Conn, error)) 
 			return c, nil
 		}
 		conn.Close()
-		// The guest has just learned that it was restored.
-		if !errors.Is(err, unix.ECONNRESET) {
+		// The guest may have learned just now that it was restored, and dropped the connection. If it is the machine that has ended, dial says so.
+		if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, io.EOF) {
 			return nil, fmt.Errorf("open a session with the guest: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("open a session with the guest: %w", err)
+		case <-time.After(connectPause):
 		}
 	}
 }

@@ -43,7 +43,7 @@ func listen() (Listener, error) {
 	return &vsockPort{l}, nil
 }
 
-// vsockPort is a Listener on a vsock, which processes of all users of the host can connect to.
+// vsockPort is a Listener on a vsock, for root of the host.
 type vsockPort struct{ listener *vsock.Listener }
 
 func (p *vsockPort) Accept() (io.ReadWriteCloser, error) {
@@ -52,8 +52,8 @@ func (p *vsockPort) Accept() (io.ReadWriteCloser, error) {
 		if err != nil {
 			return nil, fmt.Errorf("accept a connection by vsock: %w", err)
 		}
-		// A process of this machine can connect as well (vsock_loopback).
-		if from, ok := conn.RemoteAddr().(*vsock.Addr); ok && from.ContextID == vsock.Host {
+		// So can processes of other users of the host, and of this machine (vsock_loopback).
+		if from, ok := conn.RemoteAddr().(*vsock.Addr); ok && from.ContextID == vsock.Host && from.Port <= guestapi.LastHostPort {
 			return conn, nil
 		}
 		_ = conn.Close()

@@ -35,11 +35,13 @@ const (
 	Hello = "BERTH 1\n"
 )
 
-// The agent's port: this one of the machine's vsock, for the host only and until the guest is configured; or, in a machine without vsock, the virtio-serial
+// The agent's port: VsockPort of the machine's vsock, for the host only and until the guest is configured; or, in a machine without vsock, the virtio-serial
 // port of this name.
 const (
 	PortName  = "agent"
 	VsockPort = 1
+	// LastHostPort is the highest port that the host connects from by vsock: only root can take one up to it.
+	LastHostPort = 1023
 )
 
 // ToolsLUN is the disk with the guest's programs and kernel modules. It is there in the template.

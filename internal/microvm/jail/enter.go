@@ -116,7 +116,7 @@ func makeKVM(c Config) error {
 	return unix.Mount("", c.Root+"/dev", "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, "")
 }
 
-func setLimits(Config) error {
+func setLimits(c Config) error {
 	for resource, most := range map[int]uint64{
 		unix.RLIMIT_CORE:   0, // it would hold the guest's memory
 		unix.RLIMIT_NOFILE: openFiles,
@@ -125,7 +125,9 @@ func setLimits(Config) error {
 			return err
 		}
 	}
-	// The monitor asks for pages of 2 MiB where it needs some KB; it has the guest's memory from a file, which this is not about.
+	if !c.SmallPages {
+		return nil
+	}
 	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) { // a kernel without them
 		return fmt.Errorf("refuse huge pages: %w", err)
 	}

@@ -31,6 +31,8 @@ type Config struct {
 	Cgroups []string
 	// KVM lets the monitor open /dev/kvm.
 	KVM bool
+	// SmallPages refuses the monitor pages of 2 MiB, which QEMU asks for where it needs some KB, until it allows them itself.
+	SmallPages bool
 	// Lifeline is the descriptor of a socket or pipe whose other end the caller holds: the program ends if it is closed.
 	Lifeline int
 }
@@ -55,10 +57,10 @@ func Command(c Config, program []string, env []string) (*exec.Cmd, error) {
 }
 
 // fixedArguments come before the monitor's own; see parse.
-const fixedArguments = 6
+const fixedArguments = 7
 
 func (c Config) arguments() []string {
-	return []string{c.Root, strconv.Itoa(c.UID), strconv.Itoa(c.GID), strings.Join(c.Cgroups, ":"), strconv.FormatBool(c.KVM), strconv.Itoa(c.Lifeline)}
+	return []string{c.Root, strconv.Itoa(c.UID), strconv.Itoa(c.GID), strings.Join(c.Cgroups, ":"), strconv.FormatBool(c.KVM), strconv.FormatBool(c.SmallPages), strconv.Itoa(c.Lifeline)}
 }
 
 // parse is the inverse of arguments; the rest is the monitor's command line.
@@ -76,6 +78,6 @@ func parse(args []string) (c Config, command []string, err error) {
 	if args[3] != "" {
 		c.Cgroups = strings.Split(args[3], ":")
 	}
-	c.KVM, c.Lifeline = args[4] == "true", number(args[5])
+	c.KVM, c.SmallPages, c.Lifeline = args[4] == "true", args[5] == "true", number(args[6])
 	return c, args[fixedArguments:], err
 }

@@ -38,16 +38,26 @@ const (
 )
 
 // transport is vsock where the host's kernel and QEMU have it.
-func transport(ctx context.Context, program string) string {
+func transport(ctx context.Context, program string) (string, error) {
 	device, err := openVsock()
 	if err != nil {
-		return virtioSerial
+		for _, missing := range []error{unix.ENOENT, unix.ENODEV, unix.ENXIO, unix.EPERM, unix.EACCES} {
+			if errors.Is(err, missing) {
+				return virtioSerial, nil
+			}
+		}
+		return "", fmt.Errorf("find out whether there is vsock: %w", err)
 	}
 	device.Close()
-	if exec.CommandContext(ctx, program, "-device", "vhost-vsock-device,help").Run() != nil {
-		return virtioSerial
+	var refused *exec.ExitError
+	switch err := exec.CommandContext(ctx, program, "-device", "vhost-vsock-device,help").Run(); {
+	case err == nil:
+		return vsock, nil
+	case errors.As(err, &refused) && ctx.Err() == nil:
+		return virtioSerial, nil
+	default:
+		return "", fmt.Errorf("find out whether QEMU has vsock: %w", err)
 	}
-	return vsock
 }
 
 func openVsock() (*os.File, error) { return os.OpenFile(vsockDevice, os.O_RDWR, 0) }
@@ -70,7 +80,7 @@ func openPort(transport, socket string) (port, error) {
 	return port{far: far, socket: socket}, err
 }
 
-// reserveVsock takes an address that no other machine of the host has. Nobody can guess it, and it is not used again soon.
+// reserveVsock takes an address that no other machine of the host has. It is not used again soon.
 func reserveVsock() (port, error) {
 	device, err := openVsock()
 	if err != nil {
@@ -125,17 +135,24 @@ func (m *machine) Dial(ctx context.Context) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, "unix", m.port.socket)
 		return conn, m.orGone(err)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-m.exited:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	patience, pause := firstConnect, firstPause
 	for ; ; patience, pause = min(2*patience, lastConnect), min(2*pause, lastPause) {
 		conn, err := connectVsock(ctx, m.port.cid, patience)
-		if err == nil {
-			return conn, nil
+		if err == nil || errors.Is(err, errNoSocket) {
+			return conn, err
 		}
 		select {
-		case <-m.exited:
-			return nil, m.orGone(err)
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+			return nil, m.orGone(fmt.Errorf("%w: %w", ctx.Err(), err))
 		case <-time.After(pause): // the guest does not listen yet
 		}
 	}
@@ -167,15 +184,38 @@ func (a vsockAddr) String() string { return fmt.Sprintf("vsock:%d", uint32(a)) }
 func (c *vsockConn) LocalAddr() net.Addr  { return vsockAddr(unix.VMADDR_CID_HOST) }
 func (c *vsockConn) RemoteAddr() net.Addr { return vsockAddr(c.cid) }
 
+// errNoSocket: there is nothing to connect with, and there will not be.
+var errNoSocket = errors.New("cannot make a vsock")
+
 func connectVsock(ctx context.Context, cid uint32, patience time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	conn, err := socket.Socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0, vsock, nil)
+	conn, err := privilegedVsock()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errNoSocket, err)
 	}
 	if _, err := conn.Connect(ctx, &unix.SockaddrVM{CID: cid, Port: guestapi.VsockPort}); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	return &vsockConn{conn, cid}, nil
+}
+
+// privilegedVsock comes from a port that only root can take, which is how the agent knows the host's root from its other users. There are enough for as many
+// machines as there are ports.
+func privilegedVsock() (*socket.Conn, error) {
+	conn, err := socket.Socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0, vsock, nil)
+	if err != nil {
+		return nil, err
+	}
+	first := rand.Uint32N(guestapi.LastHostPort)
+	for i := range uint32(guestapi.LastHostPort) {
+		port := 1 + (first+i)%guestapi.LastHostPort
+		if err = conn.Bind(&unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port}); !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("take one of the %d ports of root: %w", guestapi.LastHostPort, err), conn.Close())
+	}
+	return conn, nil
 }

@@ -7,6 +7,7 @@ package qemu
 import (
 	"context"
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -91,7 +93,9 @@ func (d *Driver) identify(ctx context.Context) (vmm.Fingerprint, []treeFile, err
 		}
 		files = append(files, plugin...)
 	}
-	d.standIn(files)
+	if err := d.standIn(program, files); err != nil {
+		return f, nil, err
+	}
 	tree, err := digestFiles(files)
 	if err != nil {
 		return f, nil, fmt.Errorf("%w: identify QEMU: %w", vmm.ErrUnavailable, err)
@@ -103,8 +107,11 @@ func (d *Driver) identify(ctx context.Context) (vmm.Fingerprint, []treeFile, err
 	// What machines look like is part of a template: of the same shape they must stay the same.
 	sum := sha256.New()
 	shape := vmm.Shape{VCPUs: 1, MaxMemory: vmm.BaseMemory + vmm.BlockMemory}
+	if f.Transport, err = transport(ctx, program); err != nil {
+		return f, nil, err
+	}
 	var cid uint32
-	if f.Transport = transport(ctx, program); f.Transport == vsock {
+	if f.Transport == vsock {
 		cid = anyCID
 	}
 	fmt.Fprintln(sum, tree, processor, bootArguments(f.Acceleration, shape, firstDescriptors, cid, 1), restoreArguments(f.Acceleration, shape, firstDescriptors, cid))
@@ -188,17 +195,32 @@ func (d *Driver) trimmer(ctx context.Context, program string) ([]treeFile, error
 	return nil, ctx.Err()
 }
 
-// standIn replaces a library that is large in each machine and of no use.
-func (d *Driver) standIn(files []treeFile) {
+// standIn replaces a library that is large in each machine and of no use, unless this QEMU calls more of it than the one that stands in for it has.
+func (d *Driver) standIn(program string, files []treeFile) error {
 	small := filepath.Join(filepath.Dir(d.options.Jail), capstoneStandIn)
 	if _, err := os.Stat(small); err != nil {
-		return
+		return nil
+	}
+	file, err := elf.Open(program)
+	if err != nil {
+		return nil // a script, say
+	}
+	defer file.Close()
+	symbols, err := file.ImportedSymbols()
+	if err != nil {
+		return fmt.Errorf("%w: read what %s calls: %w", vmm.ErrUnavailable, program, err)
+	}
+	for _, s := range symbols {
+		if strings.HasPrefix(s.Name, "cs_") && !slices.Contains([]string{"cs_open", "cs_close", "cs_option", "cs_malloc", "cs_disasm_iter"}, s.Name) {
+			return nil
+		}
 	}
 	for i := range files {
 		if strings.HasPrefix(filepath.Base(files[i].to), capstone) {
 			files[i].from = small
 		}
 	}
+	return nil
 }
 
 // tree is the directory of a fingerprint's file system.

@@ -84,11 +84,13 @@ func (d *Driver) command(h vmm.Host, root string, args []string) (*exec.Cmd, err
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(filepath.Join(root, trimmerPath)); err == nil {
+	_, err = os.Stat(filepath.Join(root, trimmerPath))
+	trims := err == nil
+	if trims {
 		args = append(args, "-plugin", trimmerPath)
 	}
 	return jail.Command(jail.Config{Program: d.options.Jail, Root: root, UID: h.UID, GID: h.GID, Cgroups: dirs,
-		KVM: d.options.Acceleration == KVM, Lifeline: firstDescriptors.monitor}, append([]string{program}, args...), environment)
+		KVM: d.options.Acceleration == KVM, SmallPages: trims, Lifeline: firstDescriptors.monitor}, append([]string{program}, args...), environment)
 }
 
 // programIn finds QEMU in a tree: where the distribution has it.

@@ -79,7 +79,7 @@ type Machine interface {
 	PID() int
 
 	// Dial connects to the agent's port, at which one connection at a time is served. A guest that does not listen yet is waited for as long as ctx allows, or
-	// finds later what was written. A guest that was restored just now may reset the first connection (ECONNRESET), having taken in nothing.
+	// finds later what was written. A guest that was restored just now may drop the first connection.
 	Dial(ctx context.Context) (net.Conn, error)
 
 	// Attach gives the guest a disk, and returns its LUN: the lowest that is free, at least 1.
