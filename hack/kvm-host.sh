@@ -36,7 +36,7 @@ if [ ! -e "$out/$(basename "$package")" ]; then
 fi
 version=$(basename "$out"/kernel/lib/modules/*)
 
-# Process 1 finds this machine's files, and goes on in them with host.sh.
+# Process 1 finds this machine's files, and goes on in them with kvm-host-init.sh.
 root=$work/root
 mkdir -p "$root"/{bin,proc,sys,dev,modules,files,written,host}
 cp "$(command -v busybox)" "$root/bin/busybox"
