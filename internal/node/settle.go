@@ -20,6 +20,8 @@ const (
 	// settledSlack is how late the kernel may wake a settled kubelet by the clock, so that several wakings become one. A probe
 	// may be that late, too. What comes from outside, such as the end of a container, is not held back.
 	settledSlack = 500 * time.Millisecond
+	// settledCollect is how often a settled process collects its garbage and gives its memory back. Go would collect every two minutes, and give back less.
+	settledCollect = 110 * time.Second
 	// usualSlack is the kernel's default.
 	usualSlack = 50 * time.Microsecond
 )
@@ -29,16 +31,19 @@ const (
 func settleWhenQuiet(ctx context.Context, busy <-chan struct{}) {
 	threads := runtime.GOMAXPROCS(0)
 	for settled := false; ; {
-		var quiet <-chan time.Time
-		if !settled {
-			quiet = time.After(settleTime)
+		wait := settleTime
+		if settled {
+			wait = settledCollect
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-quiet:
-			settled = true
+		case <-time.After(wait):
 			debug.FreeOSMemory()
+			if settled {
+				continue
+			}
+			settled = true
 			runtime.GOMAXPROCS(settledThreads)
 			setSlack(settledSlack)
 		case <-busy:

@@ -12,10 +12,11 @@ import (
 )
 
 const (
-	// maxAge is how long an answer stays good if the pod does next to nothing.
-	maxAge = time.Minute
-	// share of one CPU is next to nothing: what a virtual machine takes that is only there, three times over.
-	share = 0.01
+	// maxAge is how long an answer stays good if the pod does next to nothing: that is, if it took no more processor time since than allowance, and share of a
+	// CPU, which is what a virtual machine takes that is only there, twice over. It is little: an emulated processor does in it what others do in a tenth.
+	maxAge    = 5 * time.Minute
+	allowance = 50 * time.Millisecond
+	share     = 0.002
 	// root of the cgroup hierarchies.
 	root = "/sys/fs/cgroup"
 )
@@ -60,7 +61,7 @@ func (a *Answer[T]) still() bool {
 		return false
 	}
 	taken, err := a.cpu()
-	return err == nil && taken >= a.taken && float64(taken-a.taken) < share*float64(age)
+	return err == nil && taken >= a.taken && float64(taken-a.taken) < float64(allowance)+share*float64(age)
 }
 
 // CPU is the processor time that the cgroup at path, below the root of each hierarchy, has taken, in nanoseconds.

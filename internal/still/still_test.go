@@ -18,10 +18,11 @@ func TestAnswer(t *testing.T) {
 		asked  int
 	}{
 		"nothing":                   {later: 10 * time.Second, asked: 1},
-		"what a machine always has": {later: 10 * time.Second, taken: 30e6, asked: 1},
+		"what a machine always has": {later: 4 * time.Minute, taken: 400e6, asked: 1},
 		"some work":                 {later: 10 * time.Second, taken: 100e6, asked: 2},
-		"some work at once":         {later: time.Millisecond, taken: 1e6, asked: 2},
-		"a minute":                  {later: time.Minute, asked: 2},
+		"some work, slowly":         {later: 4 * time.Minute, taken: 600e6, asked: 2},
+		"some work at once":         {later: time.Millisecond, taken: 51e6, asked: 2},
+		"too long":                  {later: 5 * time.Minute, asked: 2},
 		"a container ended":         {later: time.Second, event: true, asked: 2},
 		"use not known":             {later: time.Second, cpuErr: broken, asked: 2},
 		"no answer":                 {later: time.Second, askErr: broken, asked: 2},

@@ -231,6 +231,19 @@ func (c *Client) Usage(ctx context.Context) (*guestapi.Usage, error) {
 	return response.Usage, s.Close()
 }
 
+// Measure reads files of a running container's control group.
+func (c *Client) Measure(ctx context.Context, m guestapi.Measure) ([]string, error) {
+	s, response, err := c.request(ctx, guestapi.Request{Op: guestapi.OpMeasure, Measure: &m})
+	if err != nil {
+		return nil, err
+	}
+	if len(response.Files) != len(m.Files) {
+		s.Close()
+		return nil, fmt.Errorf("measure: the guest sends %d files, not %d", len(response.Files), len(m.Files))
+	}
+	return response.Files, s.Close()
+}
+
 // Put writes what fill archives.
 func (c *Client) Put(ctx context.Context, p guestapi.Put, fill func(*tar.Writer) error) error {
 	s, err := c.send(guestapi.Request{Op: guestapi.OpPut, Put: &p})

@@ -64,6 +64,9 @@ func (a *Agent) perform(ctx context.Context, session *yamux.Session, conn *buffe
 	case r.Op == guestapi.OpUsage:
 		usage, err := machine.Usage()
 		return respond(conn, guestapi.Response{Usage: usage}, err)
+	case r.Op == guestapi.OpMeasure && r.Measure != nil:
+		read, err := a.tasks.Measure(r.Measure)
+		return respond(conn, guestapi.Response{Files: read}, err)
 	case r.Op == guestapi.OpClock && r.Clock != nil:
 		was, err := machine.CorrectClock(*r.Clock)
 		return respond(conn, guestapi.Response{UnixNano: was.UnixNano()}, err)

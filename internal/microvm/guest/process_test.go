@@ -2,12 +2,12 @@ package guest_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
@@ -201,16 +201,13 @@ func TestProcesses(t *testing.T) {
 		if _, err := m.tasks.Update(t.Context(), &api.UpdateTaskRequest{ID: "main", Resources: &anypb.Any{Value: resources}}); err != nil {
 			t.Fatal(err)
 		}
-		answer, err := m.tasks.Stats(t.Context(), &api.StatsRequest{ID: "main"})
-		if err != nil {
-			t.Fatal(err)
+		files := []string{"memory.max", "memory.current", "pids.current", "cpu.stat", "no.such"}
+		answer, err := m.send(guestapi.Request{Op: guestapi.OpMeasure, Measure: &guestapi.Measure{ID: "main", Files: files}}).response()
+		if err != nil || len(answer.Files) != len(files) {
+			t.Fatalf("the guest measures %+v: %v", answer, err)
 		}
-		var metrics stats.Metrics
-		if err := answer.Stats.UnmarshalTo(&metrics); err != nil {
-			t.Fatal(err)
-		}
-		if metrics.Memory.UsageLimit != uint64(limit) || metrics.Memory.Usage == 0 || metrics.Pids.Current == 0 {
-			t.Errorf("statistics %v", &metrics)
+		if answer.Files[0] != fmt.Sprintln(limit) || answer.Files[1] < "1" || answer.Files[2] < "1" || !strings.HasPrefix(answer.Files[3], "usage_usec ") || answer.Files[4] != "" {
+			t.Errorf("files %q", answer.Files)
 		}
 	})
 

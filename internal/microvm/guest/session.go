@@ -6,14 +6,17 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/yamux"
 
+	"github.com/berth-run/berth/internal/microvm/guest/machine"
 	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
 
@@ -48,6 +51,10 @@ func (a *Agent) converse(ctx context.Context, conn io.ReadWriteCloser) {
 			if _, err := io.WriteString(conn, guestapi.Pong); err != nil {
 				return
 			}
+		case bytes.HasPrefix(line, []byte(guestapi.Plug)):
+			if _, err := io.WriteString(conn, plug(string(line))); err != nil {
+				return
+			}
 		case bytes.HasSuffix(line, []byte(guestapi.Hello)):
 			if _, err := io.WriteString(conn, guestapi.Hello); err != nil {
 				return
@@ -55,6 +62,19 @@ func (a *Agent) converse(ctx context.Context, conn io.ReadWriteCloser) {
 			a.session(ctx, &sessionConn{Writer: conn, reader: reader})
 		}
 	}
+}
+
+// plug plugs the memory of a template in, and answers.
+func plug(line string) string {
+	var r guestapi.Range
+	_, err := fmt.Sscanf(line, guestapi.Plug+" %x %x\n", &r.Start, &r.Bytes)
+	if err == nil {
+		err = machine.AddMemory([]guestapi.Range{r})
+	}
+	if err != nil {
+		return strings.ReplaceAll(err.Error(), "\n", " ") + "\n"
+	}
+	return guestapi.Pong
 }
 
 // session serves streams until it is lost, and returns when nothing of it is left.

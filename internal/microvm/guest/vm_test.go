@@ -31,6 +31,7 @@ import (
 
 const (
 	templateMiB   = 192
+	pluggedMiB    = 384 // where the memory ends that the template has plugged in
 	machineMiB    = 2048
 	answerTimeout = 60 * time.Second
 )
@@ -90,7 +91,9 @@ func built(t testing.TB) template {
 			"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 reboot=t mem=%dM tsc_early_khz=%d tsc=reliable lpj=10000000 no_timer_check", templateMiB, tscKHz(t)))
 		defer m.end()
 		port := m.dial()
-		m.ping(port)
+		m.exchange(port, guestapi.Ping, guestapi.Pong)
+		m.exchange(port, guestapi.PlugLine(guestapi.Range{Start: 256 << 20, Bytes: 1}), "invalid argument\n")
+		m.exchange(port, guestapi.PlugLine(guestapi.Range{Start: 256 << 20, Bytes: (pluggedMiB - 256) << 20}), guestapi.Pong)
 		_ = port.Close()
 		m.qmp("stop", nil)
 		m.migrate("migrate", "exec:cat > "+filepath.Join(dir, "state"))
@@ -255,11 +258,6 @@ func (m *vm) dial() net.Conn {
 	return port
 }
 
-func (m *vm) ping(port net.Conn) {
-	m.t.Helper()
-	m.exchange(port, guestapi.Ping, guestapi.Pong)
-}
-
 func (m *vm) exchange(port net.Conn, say, expect string) {
 	m.t.Helper()
 	if _, err := io.WriteString(port, say); err != nil {
@@ -382,7 +380,7 @@ func (m *vm) configuration() *guestapi.Configure {
 		Links: []guestapi.Link{{Name: "eth0", MAC: net.HardwareAddr(append([]byte{2}, mac...)).String(), MTU: 1450, Addresses: []string{"10.1.2.3/32"},
 			Routes:     []guestapi.Route{{Destination: "0.0.0.0/0", Gateway: "169.254.1.1"}},
 			Neighbours: []guestapi.Neighbour{{IP: "169.254.1.1", MAC: "ee:ee:ee:ee:ee:ee"}}}},
-		Memory:       []guestapi.Range{{Start: 256 << 20, Bytes: 256 << 20}},
+		Memory:       []guestapi.Range{{Start: pluggedMiB << 20, Bytes: 256 << 20}},
 		EphemeralLUN: m.attach(disk.PathOf(ephemeral), false),
 		Sysctls:      map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"},
 	}

@@ -4,7 +4,8 @@
 // # Wire
 //
 // The port is a byte stream (by vsock or virtio-serial). While a template is made, the host writes Ping and the
-// guest answers Pong when it has nothing left to do. After a restore, or whenever the host connects anew, the host writes Hello, the
+// guest answers Pong when it has nothing left to do; or Plug, a space and a Range (PlugLine), and the guest answers Pong when it has plugged that memory in, and else a line
+// that says why not. After a restore, or whenever the host connects anew, the host writes Hello, the
 // guest ends what an earlier session left open (its streams, not its containers), answers Hello, and from then on the port carries a yamux session
 // (github.com/hashicorp/yamux, keep-alive off) whose client is the host.
 //
@@ -18,6 +19,7 @@
 //   - OpPut: the host sends a tar archive right after the request, closes its side, and the guest answers a Response when the files are in place.
 //   - OpGet: the guest answers a Response whose Size says how many bytes of the file follow.
 //   - OpEvents: the guest answers a Response; then one line of JSON, an Event, whenever something happens, until the host closes.
+//   - OpMeasure: the guest answers a Response with the Files as they are; to read them is left to the host, whose processor is not emulated.
 //   - OpClock: the guest answers a Response whose UnixNano is its time, before the correction.
 //   - all others: the guest answers a Response and closes the stream.
 //
@@ -26,14 +28,21 @@
 // Disks are named by their LUN on SCSI host 0, channel 0, target 0. ToolsLUN is the guest's own image; the host chooses the others.
 package guestapi
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"fmt"
+)
 
 // What is written on the port outside of a session, one line each.
 const (
 	Ping  = "PING\n"
 	Pong  = "PONG\n"
 	Hello = "BERTH 1\n"
+	Plug  = "PLUG"
 )
+
+// PlugLine asks the guest of a template to plug memory in.
+func PlugLine(r Range) string { return fmt.Sprintf("%s %x %x\n", Plug, r.Start, r.Bytes) }
 
 // The agent's port: VsockPort of the machine's vsock, for the host only and until the guest is configured; or, in a machine without vsock, the virtio-serial
 // port of this name.
@@ -79,6 +88,7 @@ const (
 	OpMount     Op = "mount"
 	OpRelease   Op = "release"
 	OpUsage     Op = "usage"
+	OpMeasure   Op = "measure"
 )
 
 // Request is the first line of a stream. The field of its Op is set, the others are not.
@@ -93,6 +103,7 @@ type Request struct {
 	Clock     *Correction `json:"clock,omitempty"`
 	Mount     *Mount      `json:"mount,omitempty"`
 	Release   *Release    `json:"release,omitempty"`
+	Measure   *Measure    `json:"measure,omitempty"`
 }
 
 // Response answers a Request. Error is empty when all went well; else it says what failed, for people.
@@ -104,6 +115,8 @@ type Response struct {
 	UnixNano int64 `json:"unixNano,omitempty"`
 	// Usage is what the pod uses of its disk (OpUsage).
 	Usage *Usage `json:"usage,omitempty"`
+	// Files are the contents of what OpMeasure names, in that order.
+	Files []string `json:"files,omitempty"`
 }
 
 // Configure makes a restored guest this pod's machine. It is the first request after a restore, sent once.
@@ -133,6 +146,12 @@ type Clock struct {
 // so that time never goes back, and teaches the guest how fast its clock is; more is added at once.
 type Correction struct {
 	Add int64 `json:"add,omitempty"`
+}
+
+// Measure names files of a running container's control group (cgroup v2), such as memory.current. One that the guest's kernel does not have is empty.
+type Measure struct {
+	ID    string   `json:"id"`
+	Files []string `json:"files"`
 }
 
 // Usage is what a pod uses of its ephemeral disk.

@@ -69,6 +69,14 @@ func blocks(s vmm.Shape, memory int64) ([]guestapi.Range, error) {
 	return ranges, nil
 }
 
+// fileOffset is where the memory at an address beyond vmm.BaseMemory is in its file, which leaves out the hole.
+func fileOffset(address uint64) int64 {
+	if address >= holeEnd {
+		address -= holeEnd - holeStart
+	}
+	return int64(address) - vmm.BaseMemory
+}
+
 // descriptors of the files that QEMU is started with.
 type descriptors struct {
 	monitor, agent, console, tools, tap, ram int

@@ -6,16 +6,23 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-run/berth/internal/microvm/vmm"
 )
+
+// furtherMemory is what QEMU calls the file of memory-backend-memfd.
+const furtherMemory = "/memfd:memory-backend-memfd"
 
 // machine implements vmm.Machine.
 type machine struct {
 	name    string
+	shape   vmm.Shape // of a machine that was booted
 	port    port
 	monitor *monitor
 	process *os.Process
@@ -177,8 +184,11 @@ func (m *machine) Pause(ctx context.Context) error { return m.monitor.execute(ct
 func (m *machine) Resume(ctx context.Context) error { return m.monitor.execute(ctx, "cont", nil, nil) }
 
 // Snapshot implements vmm.Machine.
-func (m *machine) Snapshot(ctx context.Context, state *os.File) error {
+func (m *machine) Snapshot(ctx context.Context, memory int64, state *os.File) error {
 	if err := m.prepareTransfer(ctx); err != nil {
+		return err
+	}
+	if err := m.checkUntouched(memory); err != nil {
 		return err
 	}
 	if err := m.monitor.execute(ctx, "getfd", arguments{"fdname": "state"}, nil, state); err != nil {
@@ -188,6 +198,40 @@ func (m *machine) Snapshot(ctx context.Context, state *os.File) error {
 		return err
 	}
 	return m.awaitTransfer(ctx)
+}
+
+// checkUntouched fails with ErrTouched if the guest, which has so many bytes of memory, has used what is beyond vmm.BaseMemory.
+func (m *machine) checkUntouched(memory int64) error {
+	ranges, err := blocks(m.shape, memory)
+	if err != nil {
+		return err
+	}
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", m.PID()))
+	if err != nil {
+		return err
+	}
+	for _, path := range files {
+		if name, err := os.Readlink(path); err != nil || !strings.HasPrefix(name, furtherMemory) {
+			continue
+		}
+		file, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("look at the machine's memory: %w", err)
+		}
+		defer file.Close()
+		for _, r := range ranges {
+			begin := fileOffset(r.Start)
+			data, err := unix.Seek(int(file.Fd()), begin, unix.SEEK_DATA)
+			if err == nil && data < begin+int64(r.Bytes) {
+				return fmt.Errorf("%w: at %#x", vmm.ErrTouched, int64(r.Start)+data-begin)
+			}
+			if err != nil && !errors.Is(err, unix.ENXIO) {
+				return fmt.Errorf("look at the machine's memory: %w", err)
+			}
+		}
+		return nil
+	}
+	return fmt.Errorf("QEMU has no file %s with the machine's memory", furtherMemory)
 }
 
 // Kill implements vmm.Machine.

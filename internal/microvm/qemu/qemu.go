@@ -288,6 +288,7 @@ func (d *Driver) boot(ctx context.Context, config vmm.Boot) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.shape = config.Shape
 	if err := m.monitor.negotiate(ctx); err != nil {
 		return nil, m.abandon(err)
 	}

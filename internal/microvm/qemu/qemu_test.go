@@ -3,6 +3,7 @@ package qemu_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -81,6 +82,45 @@ func TestStoredTemplate(t *testing.T) {
 	}
 	if loaded.Manifest.RAM.Bytes >= vmm.BaseMemory {
 		t.Errorf("the template has %d bytes of memory: nothing of it is left out", loaded.Manifest.RAM.Bytes)
+	}
+}
+
+// TestTouched: a machine is not saved when its guest has used memory that a template does not hold.
+func TestTouched(t *testing.T) {
+	const further = vmm.BaseMemory + vmm.BlockMemory
+	suite := realSuite(t)
+	ram, state := vmmtest.MemoryFile(t, "ram"), vmmtest.MemoryFile(t, "state")
+	m, _ := suite.Boot(t, ram)
+	blocks, err := suite.Driver.Blocks(suite.Shape, further)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What the guest would do: write to the first page of its first block.
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", m.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range files {
+		if name, err := os.Readlink(path); err != nil || !strings.HasPrefix(name, "/memfd:memory-backend-memfd") {
+			continue
+		}
+		memory, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer memory.Close()
+		if _, err := memory.WriteAt([]byte("touched"), int64(blocks[0].Start)-vmm.BaseMemory); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Snapshot(t.Context(), further, state); !errors.Is(err, vmm.ErrTouched) {
+		t.Errorf("with %d MiB it is saved: %v", further>>20, err)
+	}
+	if err := m.Snapshot(t.Context(), vmm.BaseMemory, state); err != nil {
+		t.Errorf("without: %v", err)
 	}
 }
 

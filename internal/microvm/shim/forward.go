@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"fmt"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	tasktypes "github.com/containerd/containerd/api/types/task"
@@ -9,6 +10,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/berth-run/berth/internal/microvm/guestapi"
 )
 
 // What follows is the guest's business for containers; the sandbox has nothing of the kind.
@@ -70,7 +73,14 @@ func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.
 		packed, err := anypb.New(stats)
 		return &taskapi.StatsResponse{Stats: packed}, err
 	}
-	return t.stats.Get(t.updates.Load(), func() (*taskapi.StatsResponse, error) { return p.guest.Tasks().Stats(ctx, r) })
+	return t.stats.Get(t.updates.Load(), func() (*taskapi.StatsResponse, error) {
+		files, err := p.guest.Measure(ctx, guestapi.Measure{ID: r.ID, Files: measured})
+		if err != nil {
+			return nil, toStatus(fmt.Errorf("measure container %s: %w", r.ID, err))
+		}
+		packed, err := anypb.New(metrics(files))
+		return &taskapi.StatsResponse{Stats: packed}, err
+	})
 }
 
 // Update changes a container's limits while it runs.

@@ -22,6 +22,8 @@ const (
 	consoleTail = 400
 	// endLimit is how long a machine whose connections have ended may take to end.
 	endLimit = 5 * time.Second
+	// smallest is the memory of the smallest pod, and so what every pod's machine may have, in bytes.
+	smallest = 512 << 20
 	// silenceLooks is how often a guest's console is looked at before it counts as silent.
 	silenceLooks = 20
 )
@@ -44,6 +46,15 @@ func (s *Store) build(ctx context.Context, m Manifest) error {
 }
 
 func (s *Store) fill(ctx context.Context, dir string, m *Manifest) error {
+	err := s.fillPlugged(ctx, dir, m, smallest-s.Driver.Overhead(m.Shape))
+	if errors.Is(err, vmm.ErrTouched) {
+		s.Report("once more, without memory plugged in: " + err.Error())
+		err = s.fillPlugged(ctx, dir, m, 0)
+	}
+	return err
+}
+
+func (s *Store) fillPlugged(ctx context.Context, dir string, m *Manifest, plugged int64) error {
 	ram, err := MemoryFile(ramFile)
 	if err != nil {
 		return err
@@ -55,7 +66,7 @@ func (s *Store) fill(ctx context.Context, dir string, m *Manifest) error {
 	}
 	defer state.Close()
 	began := time.Now()
-	if err := s.snapshot(ctx, m.Shape, ram, state, func() { m.BootTime = time.Since(began) }); err != nil {
+	if m.Memory, err = s.snapshot(ctx, m.Shape, plugged, ram, state, func() { m.BootTime = time.Since(began) }); err != nil {
 		return err
 	}
 	s.Report("saving the guest's memory")
@@ -76,16 +87,36 @@ func (s *Store) fill(ctx context.Context, dir string, m *Manifest) error {
 	return writeManifest(dir, *m)
 }
 
-// snapshot boots a machine, waits until its guest is ready and saves it.
-func (s *Store) snapshot(ctx context.Context, shape vmm.Shape, ram, state *os.File, ready func()) error {
+// snapshot boots a machine, waits until its guest is ready, has it plug memory in, as much as fits the bytes, and saves it. It returns what the guest has.
+func (s *Store) snapshot(ctx context.Context, shape vmm.Shape, plugged int64, ram, state *os.File, ready func()) (memory int64, err error) {
+	ranges, memory, err := within(s.Driver, shape, plugged)
+	if err != nil {
+		return 0, err
+	}
 	s.Report("booting a guest")
-	return withGuest(ctx, s.Driver, s.Guest, s.Confinement, shape, ram, patience{limit: s.BootLimit}, func(m vmm.Machine) error {
+	return memory, withGuest(ctx, s.Driver, s.Guest, s.Confinement, shape, ram, patience{limit: s.BootLimit}, func(m vmm.Machine) error {
 		ready()
+		for _, r := range ranges {
+			if err := ask(ctx, m, guestapi.PlugLine(r)); err != nil {
+				return fmt.Errorf("plug %d MiB of memory in: %w", r.Bytes>>20, err)
+			}
+		}
 		if err := m.Pause(ctx); err != nil {
 			return err
 		}
-		return m.Snapshot(ctx, state)
+		return m.Snapshot(ctx, memory, state)
 	})
+}
+
+// within are the blocks of a guest that has at most so many bytes of memory, base included, and what it then has.
+func within(driver vmm.Driver, shape vmm.Shape, memory int64) ([]guestapi.Range, int64, error) {
+	blocks := (memory - vmm.BaseMemory) / vmm.BlockMemory
+	if blocks <= 0 {
+		return nil, vmm.BaseMemory, nil
+	}
+	memory = vmm.BaseMemory + blocks*vmm.BlockMemory
+	ranges, err := driver.Blocks(shape, memory)
+	return ranges, memory, err
 }
 
 // Probe tells whether machines of the driver really boot here: a device that opens proves nothing. The error says in words why they do not. A guest that prints
@@ -161,7 +192,7 @@ func awaitGuest(ctx context.Context, m vmm.Machine, host vmm.Host, p patience) e
 	defer cancel()
 	patient, cancel := whilePrinting(limited, host.Console, p.silence)
 	defer cancel()
-	err := ping(patient, m)
+	err := ask(patient, m, guestapi.Ping)
 	if err == nil {
 		return nil
 	}
@@ -211,15 +242,15 @@ func lastPrinted(path string) string {
 	return strings.TrimSpace(string(text[max(0, len(text)-consoleTail):]))
 }
 
-// ping asks the agent whether it is ready. It is not heard before it listens; the question waits for it.
-func ping(ctx context.Context, m vmm.Machine) error {
+// ask asks the agent for something that it answers with Pong. It is not heard before it listens; the question waits for it.
+func ask(ctx context.Context, m vmm.Machine, question string) error {
 	conn, err := m.Dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
-	if _, err := conn.Write([]byte(guestapi.Ping)); err != nil {
+	if _, err := conn.Write([]byte(question)); err != nil {
 		return err
 	}
 	answer, err := bufio.NewReaderSize(conn, 64).ReadString('\n')

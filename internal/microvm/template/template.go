@@ -57,6 +57,8 @@ type Manifest struct {
 	Shape   vmm.Shape       `json:"shape"`
 	// Guest has the sha256 digests of the files that were booted. The agent is in the initrd.
 	Guest GuestDigests `json:"guest"`
+	// Memory that the guest has, in bytes.
+	Memory int64 `json:"memory"`
 	// State and RAM are the template's own files.
 	State File `json:"state"`
 	RAM   File `json:"ram"`
@@ -122,7 +124,7 @@ type Loaded struct {
 
 // Template as the driver wants it. The files stay Loaded's.
 func (l *Loaded) Template() vmm.Template {
-	return vmm.Template{Monitor: l.Manifest.Monitor, Shape: l.Manifest.Shape, RAM: l.RAM, State: l.State}
+	return vmm.Template{Monitor: l.Manifest.Monitor, Shape: l.Manifest.Shape, Memory: l.Manifest.Memory, RAM: l.RAM, State: l.State}
 }
 
 // Close lets go of the memory; machines that were restored from it keep it.

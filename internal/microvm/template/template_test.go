@@ -95,6 +95,19 @@ func TestTemplateIsBuiltOnce(t *testing.T) {
 	}
 }
 
+// TestTemplateHasMemoryPluggedIn: as much as the smallest pod has; but not if its guest would use it.
+func TestTemplateHasMemoryPluggedIn(t *testing.T) {
+	for name, want := range map[string]int64{"frugal": 448 << 20, "greedy": vmm.BaseMemory} {
+		t.Run(name, func(t *testing.T) {
+			s, driver := newStore(t)
+			driver.Greedy = name == "greedy"
+			if got := get(t, s).Template().Memory; got != want {
+				t.Errorf("%d MiB, want %d", got>>20, want>>20)
+			}
+		})
+	}
+}
+
 func TestTemplateIsRebuiltWhenItDoesNotFit(t *testing.T) {
 	dir := func(s *template.Store) string { return filepath.Join(s.Dir, "fake-none-1") }
 	flip := func(t *testing.T, path string) {

@@ -8,8 +8,9 @@
 // its memory (RAM) and the state of its devices. Any number of machines are restored from one template; each sees the template's
 // memory as its own (copy on write) and the devices of the template, with its own files behind them.
 //
-// Base memory is what every machine has, and all that a template holds. A machine's further memory is there from the start as
-// address space that costs nothing; the guest plugs as much of it in as the pod's size says (Driver.Blocks).
+// Base memory is what every machine has, and all whose contents a template holds. A machine's further memory is there from the start as
+// address space that costs nothing; the guest plugs as much of it in as the pod's size says (Driver.Blocks). A template's guest may have plugged some
+// in already, as long as it has not touched it (Machine.Snapshot).
 //
 // Disks are SCSI disks on host 0, channel 0, target 0 of the guest, named by their LUN. LUN 0, the guest's own programs, is there
 // in the template; all others are attached while the machine runs.
@@ -96,8 +97,9 @@ type Machine interface {
 	Resume(ctx context.Context) error
 
 	// Snapshot saves a paused, booted machine: its memory is then in the file Boot.RAM, and the state of its devices is written
-	// to state. The machine stays paused and is of no further use but to be killed.
-	Snapshot(ctx context.Context, state *os.File) error
+	// to state. The guest has so many bytes of memory; it fails with ErrTouched if the guest has used what of it is beyond BaseMemory, and would be lost.
+	// The machine stays paused and is of no further use but to be killed.
+	Snapshot(ctx context.Context, memory int64, state *os.File) error
 
 	// Kill ends the machine at once, and returns when nothing is left of it. A machine that has ended is killed without error.
 	Kill() error
@@ -177,6 +179,8 @@ type Template struct {
 	// Monitor made it, and is the one that restores it.
 	Monitor Fingerprint
 	Shape   Shape
+	// Memory that the guest has, in bytes: BaseMemory and what it has plugged in.
+	Memory int64
 	// RAM should be sealed against writing, since machines cannot be trusted not to try.
 	RAM   *os.File
 	State *os.File

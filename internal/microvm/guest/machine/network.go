@@ -3,6 +3,7 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 
@@ -66,6 +67,10 @@ func configureLink(device netlink.Link, wanted guestapi.Link) error {
 	}
 	if err := netlink.LinkSetMTU(device, wanted.MTU); err != nil {
 		return fmt.Errorf("set mtu %d: %w", wanted.MTU, err)
+	}
+	// Addresses and routes are the host's to say, not some router's. A kernel without IPv6 has no such file.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+wanted.Name+"/accept_ra", []byte("0"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("leave routers unasked: %w", err)
 	}
 	if err := netlink.LinkSetUp(device); err != nil {
 		return fmt.Errorf("set up: %w", err)

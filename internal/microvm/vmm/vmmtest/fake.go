@@ -24,6 +24,8 @@ type Fake struct {
 	Agent func(conn net.Conn, m *FakeMachine)
 	// Unavailable is what Fingerprint fails with, if it is set.
 	Unavailable error
+	// Greedy guests touch all memory that they plug in at once.
+	Greedy bool
 }
 
 var _ vmm.Driver = (*Fake)(nil)
@@ -34,6 +36,7 @@ type FakeMachine struct {
 	Console string
 
 	vcpus    int
+	greedy   bool
 	socket   string
 	ram      *os.File // of a booted machine
 	listener *net.UnixListener
@@ -129,7 +132,7 @@ func (f *Fake) start(ctx context.Context, h vmm.Host, shape vmm.Shape, ram *os.F
 	if err := os.Chmod(h.AgentSocket, 0o600); err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
-	m := &FakeMachine{Console: h.Console, vcpus: shape.VCPUs, socket: h.AgentSocket, ram: ram, listener: listener, memory: memory, process: exec.Command("sleep", "infinity"),
+	m := &FakeMachine{Console: h.Console, vcpus: shape.VCPUs, greedy: f.Greedy, socket: h.AgentSocket, ram: ram, listener: listener, memory: memory, process: exec.Command("sleep", "infinity"),
 		disks: map[int]vmm.Disk{guestapi.ToolsLUN: {File: tools, ReadOnly: true}}, done: make(chan struct{})}
 	if err := m.process.Start(); err != nil {
 		return nil, errors.Join(err, listener.Close())
@@ -283,7 +286,10 @@ func (m *FakeMachine) Resume(context.Context) error {
 }
 
 // Snapshot implements vmm.Machine.
-func (m *FakeMachine) Snapshot(_ context.Context, state *os.File) error {
+func (m *FakeMachine) Snapshot(_ context.Context, memory int64, state *os.File) error {
+	if m.greedy && memory > vmm.BaseMemory {
+		return vmm.ErrTouched
+	}
 	if err := m.gone(); err != nil {
 		return err
 	}
@@ -337,7 +343,7 @@ func (m *FakeMachine) answer(question []string) string {
 	var lun int
 	_, _ = fmt.Sscan(argument, &lun)
 	switch question[0] {
-	case "PING":
+	case "PING", guestapi.Plug:
 		return strings.TrimSpace(guestapi.Pong)
 	case "KEEP":
 		m.memory.Kept = argument

@@ -61,7 +61,7 @@ func (s *Suite) Template(t *testing.T) vmm.Template {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made := vmm.Template{Monitor: fingerprint, Shape: s.Shape, RAM: memoryFile(t, "ram"), State: memoryFile(t, "state")}
+	made := vmm.Template{Monitor: fingerprint, Shape: s.Shape, Memory: vmm.BaseMemory, RAM: MemoryFile(t, "ram"), State: MemoryFile(t, "state")}
 	m, host := s.Boot(t, made.RAM)
 	if got := ask(t, m, host, "KEEP template"); got != "ok" {
 		t.Fatalf("the guest answers %q", got)
@@ -69,7 +69,7 @@ func (s *Suite) Template(t *testing.T) vmm.Template {
 	if err := m.Pause(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Snapshot(ctx, made.State); err != nil {
+	if err := m.Snapshot(ctx, vmm.BaseMemory, made.State); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Kill(); err != nil {
@@ -137,7 +137,8 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
-func memoryFile(t *testing.T, name string) *os.File {
+// MemoryFile is an empty one that can be sealed.
+func MemoryFile(t *testing.T, name string) *os.File {
 	t.Helper()
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -314,7 +315,7 @@ func restoreCancelled(t *testing.T, s *Suite, template vmm.Template) {
 }
 
 func damagedState(t *testing.T, s *Suite, template vmm.Template) {
-	template.State = memoryFile(t, "damaged")
+	template.State = MemoryFile(t, "damaged")
 	if _, err := template.State.WriteString("this is not what a machine's devices were like"); err != nil {
 		t.Fatal(err)
 	}

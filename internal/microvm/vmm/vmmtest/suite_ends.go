@@ -64,7 +64,7 @@ func endedSaysSo(t *testing.T, s *Suite, template vmm.Template) {
 	disk := diskFile(t, "")
 	_, attach := m.Attach(within(t), vmm.Disk{File: disk})
 	for call, err := range map[string]error{"Attach": attach, "Pause": m.Pause(within(t)), "Resume": m.Resume(within(t)),
-		"Snapshot": m.Snapshot(within(t), disk)} {
+		"Snapshot": m.Snapshot(within(t), vmm.BaseMemory, disk)} {
 		if !errors.Is(err, vmm.ErrGone) {
 			t.Errorf("%s fails with %v, want %v", call, err, vmm.ErrGone)
 		}
