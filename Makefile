@@ -122,6 +122,13 @@ bench-start: bin/kubelet ## Time from a pod's creation to its running container,
 bench-restore: build ## A microVM's cold boot beside its restore from a template, and QEMU's memory (root; no cluster needed).
 	@go run ./test/bench/restore
 
+.PHONY: bench-kvm
+bench-kvm: deps build images bin/kubelet ## The restore and start of microVMs under KVM beside gVisor and a plain kubelet, in instructions, on an emulated machine that has KVM (root; a quarter of an hour).
+	@mkdir -p bin/kvm-host
+	go build -o bin/kvm-host/bench-restore ./test/bench/restore
+	go build -o bin/kvm-host/bench-start ./test/bench/start
+	@COUNT=1 MEMORY=9000 TIMEOUT=45m hack/kvm-host.sh $(CURDIR)/hack/bench-kvm.sh
+
 .PHONY: bench-memory
 bench-memory: ## Private memory of each process that an idle pod costs, in each isolation (needs make up).
 	@hack/bench-memory.sh

@@ -4,7 +4,8 @@
 # what it writes goes to its memory, and is gone with it; /tmp, /run and /var/lib/berth are empty. There is no network but its own. The command runs in this
 # directory with this environment; the script ends as it does. MEMORY is the machine's, in MiB, TIMEOUT how long it may take (30m).
 #
-# Everything in it is some ten times slower than here, so nothing is to be timed there.
+# Everything in it is some ten times slower than here, so nothing is to be timed there; unless it is run with COUNT=1: then the machine has one processor, and its
+# clock counts instructions, one a nanosecond, whatever they cost to emulate. It compares programs with each other, not with this machine.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 out=$top/bin/kvm-host
@@ -19,6 +20,9 @@ for virtiofsd in /usr/lib/qemu/virtiofsd /usr/libexec/virtiofsd /usr/lib/virtiof
   [ ! -x "$virtiofsd" ] || break
 done
 [ -n "$virtiofsd" ] || fail "virtiofsd is missing: install Debian package qemu-system-common (Debian 12) or virtiofsd (later)"
+processor=(-accel "tcg,thread=multi,tb-size=512" -smp "$(nproc)" -cpu "max,+svm,+npt")
+# Instructions that repeat themselves would count once for each byte: without erms and fsrm programs copy as other processors do.
+[ -z "${COUNT:-}" ] || processor=(-accel "tcg,thread=single,tb-size=1024" -icount "shift=0,align=off,sleep=on" -smp 1 -cpu "max,+svm,+npt,-erms,-fsrm")
 package=$(find "$top/bin/guest/cache" -name 'linux-image-*-cloud-amd64_*.deb' 2>/dev/null | sort -V | tail -n 1)
 [ -n "$package" ] || fail "there is no kernel: run make guest"
 
@@ -81,8 +85,8 @@ for _ in $(seq 100); do [ ! -S "$work/files" ] || break; sleep 0.1; done
 [ -S "$work/files" ] || { cat "$work/virtiofsd.log" >&2; fail "virtiofsd does not start"; }
 
 : >"$work/status"
-timeout "${TIMEOUT:-30m}" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35 -accel tcg,thread=multi,tb-size=512 -cpu max,+svm,+npt \
-  -smp "$(nproc)" -m "$memory" -object "memory-backend-memfd,id=memory,size=${memory}M,share=on" -numa node,memdev=memory \
+timeout "${TIMEOUT:-30m}" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35 "${processor[@]}" \
+  -m "$memory" -object "memory-backend-memfd,id=memory,size=${memory}M,share=on" -numa node,memdev=memory \
   -chardev "socket,id=files,path=$work/files" -device vhost-user-fs-pci,chardev=files,tag=files,queue-size=1024 -device virtio-rng-pci \
   -kernel "$out/kernel/boot/vmlinuz-$version" -initrd "$work/initrd" -append "console=ttyS0 quiet panic=-1 mitigations=off" \
   -serial stdio -serial "file:$work/status" </dev/null || true

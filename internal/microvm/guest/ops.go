@@ -11,6 +11,7 @@ import (
 	"net"
 
 	api "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"github.com/hashicorp/yamux"
 
@@ -31,7 +32,8 @@ func (a *Agent) handle(ctx context.Context, session *yamux.Session, stream net.C
 		_ = respond(conn, guestapi.Response{}, fmt.Errorf("read request: %w", err))
 		return
 	}
-	if err := a.perform(ctx, session, conn, &request); err != nil && ctx.Err() == nil {
+	// A container that has just ended is asked for its use now and then.
+	if err := a.perform(ctx, session, conn, &request); err != nil && ctx.Err() == nil && !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		slog.Warn("request failed", "op", request.Op, "error", err)
 	}
 }

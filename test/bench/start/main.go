@@ -43,7 +43,7 @@ const (
 
 func main() {
 	count := flag.Int("n", 10, "pods one after another")
-	burst := flag.Int("burst", 5, "pods at once")
+	burst := flag.Int("burst", 5, "pods at once; 0: none")
 	rounds := flag.Int("rounds", 2, "times that Berth and the plain kubelet take turns, so that a noisy moment does not hit one alone")
 	image := flag.String("image", "busybox", "image of the pods")
 	only := flag.String("isolations", "", "isolations to measure, separated by commas (default: all that the host can run)")
@@ -315,6 +315,9 @@ func pause(ctx context.Context) error {
 }
 
 func show(title string, berth, plain []sample) {
+	if len(berth) == 0 {
+		return
+	}
 	fmt.Printf("\n%s: seconds from the pod's creation\n", title)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "stage\tmin\tmedian\tmax\t")
