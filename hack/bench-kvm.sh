@@ -3,6 +3,7 @@
 # PODS are started one after another in each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+[ "$(hostname)" = kvm-host ] || { echo "bench-kvm.sh: run make bench-kvm" >&2; exit 1; }
 export KUBECONFIG=/var/lib/berth/kubeconfig/admin
 kubectl() { bin/berth kubectl "$@"; }
 rm -rf /var/log/berth # this machine's, which is not that of the logs
@@ -12,6 +13,4 @@ bin/berth up --isolation microvm
 kubectl -n kube-system scale deployment coredns --replicas=0
 sleep 60
 bin/kvm-host/bench-start -n "${PODS:-4}" -burst 0 -rounds 1
-mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null || true
-echo "exits of virtual machines that run: $(cat /sys/kernel/debug/kvm/exits)"
 bin/berth down

@@ -46,7 +46,7 @@ func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, repo
 	out := &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{how: cfg.PortForward}}
 	out.lists = newLists(s, out.mine(nil))
 	out.usage = newDiskUsage(cfg, out)
-	out.stats = still.New[[]*runtimeapi.PodSandboxStats](func() (uint64, error) { return still.CPU(cfg.CgroupParent) })
+	out.stats = still.New[[]*runtimeapi.PodSandboxStats](statsAge, func() (uint64, error) { return still.CPU(cfg.CgroupParent) })
 	out.early = newEarlySandbox(s, cfg, out.prepare)
 	return out
 }

@@ -19,6 +19,8 @@ import (
 const (
 	// volumePeriod is how often volumes are measured, half of the kubelet's default: a virtual machine's disk keeps count, nobody walks through files.
 	volumePeriod = 30 * time.Second
+	// statsAge is how old the pod's statistics may be if it does next to nothing: a metrics server that comes once a minute still finds new ones.
+	statsAge = time.Minute
 	// usageLimit bounds a question to the pod's virtual machine.
 	usageLimit = 10 * time.Second
 	// emptyDirPlugin and nfsPlugin are the names of the kubelet's plugins.

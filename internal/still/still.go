@@ -12,9 +12,8 @@ import (
 )
 
 const (
-	// maxAge is how long an answer stays good if the pod does next to nothing: that is, if it took no more processor time since than allowance, and share of a
-	// CPU, which is what a virtual machine takes that is only there, twice over. It is little: an emulated processor does in it what others do in a tenth.
-	maxAge    = 5 * time.Minute
+	// A pod does next to nothing if it took no more processor time since than allowance, and share of a CPU, which is what a virtual machine takes
+	// that is only there, twice over.
 	allowance = 50 * time.Millisecond
 	share     = 0.002
 	// root of the cgroup hierarchies.
@@ -23,8 +22,9 @@ const (
 
 // Answer is the last answer to a question about a pod.
 type Answer[T any] struct {
-	cpu func() (uint64, error)
-	now func() time.Time
+	maxAge time.Duration
+	cpu    func() (uint64, error)
+	now    func() time.Time
 
 	mu     sync.Mutex
 	value  T
@@ -33,8 +33,10 @@ type Answer[T any] struct {
 	change uint64 // of what the asker knows, before the question
 }
 
-// New makes an Answer about the pod whose processor time, in nanoseconds, cpu tells.
-func New[T any](cpu func() (uint64, error)) *Answer[T] { return &Answer[T]{cpu: cpu, now: time.Now} }
+// New makes an Answer about the pod whose processor time, in nanoseconds, cpu tells. It stays good for maxAge if the pod does next to nothing.
+func New[T any](maxAge time.Duration, cpu func() (uint64, error)) *Answer[T] {
+	return &Answer[T]{maxAge: maxAge, cpu: cpu, now: time.Now}
+}
 
 // Get gives the last answer once more if it is still right, and asks if it is not. change is a number that differs when something happened to the
 // pod of which the asker knows.
@@ -57,7 +59,7 @@ func (a *Answer[T]) Get(change uint64, ask func() (T, error)) (T, error) {
 
 func (a *Answer[T]) still() bool {
 	age := a.now().Sub(a.at)
-	if a.at.IsZero() || age >= maxAge {
+	if a.at.IsZero() || age >= a.maxAge {
 		return false
 	}
 	taken, err := a.cpu()

@@ -31,7 +31,7 @@ func TestAnswer(t *testing.T) {
 			now, taken, asked := time.Now(), uint64(5e9), 0
 			var cpuErr error
 			change := uint64(7)
-			s := New[[]int](func() (uint64, error) { return taken, cpuErr })
+			s := New[[]int](5*time.Minute, func() (uint64, error) { return taken, cpuErr })
 			s.now = func() time.Time { return now }
 			get := func(failed error) {
 				got, err := s.Get(change, func() ([]int, error) {

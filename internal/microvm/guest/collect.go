@@ -29,10 +29,15 @@ func again(s *sentinel) {
 
 // limit is what Go has besides the heap, and twice the heap that lives.
 func limit() {
+	live, besides := heap()
+	debug.SetMemoryLimit(besides + max(leastHeap, 2*live))
+}
+
+// heap is what lived of it when it was last collected, and what Go has besides, in bytes.
+func heap() (live, besides int64) {
 	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/objects:bytes"},
 		{Name: "/memory/classes/heap/unused:bytes"}, {Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(samples)
 	value := func(i int) int64 { return int64(samples[i].Value.Uint64()) }
-	besides := value(1) - value(2) - value(3) - value(4) - value(5)
-	debug.SetMemoryLimit(besides + max(leastHeap, 2*value(0)))
+	return value(0), value(1) - value(2) - value(3) - value(4) - value(5)
 }

@@ -19,7 +19,7 @@
 //   - OpPut: the host sends a tar archive right after the request, closes its side, and the guest answers a Response when the files are in place.
 //   - OpGet: the guest answers a Response whose Size says how many bytes of the file follow.
 //   - OpEvents: the guest answers a Response; then one line of JSON, an Event, whenever something happens, until the host closes.
-//   - OpMeasure: the guest answers a Response with the Files as they are; to read them is left to the host, whose processor is not emulated.
+//   - OpMeasure: the guest answers a Response with the Files as they are; to read them is left to the host, which does not emulate its own processor.
 //   - OpClock: the guest answers a Response whose UnixNano is its time, before the correction.
 //   - all others: the guest answers a Response and closes the stream.
 //
@@ -172,7 +172,10 @@ type Space struct {
 	InodesFree uint64 `json:"inodesFree,omitempty"`
 }
 
-// Range is memory to plug in, by its address in the guest; both are whole blocks of 128 MiB.
+// BlockBytes is the unit in which memory is plugged in.
+const BlockBytes = 128 << 20
+
+// Range is memory to plug in, by its address in the guest; both are whole blocks.
 type Range struct {
 	Start uint64 `json:"start"`
 	Bytes uint64 `json:"bytes"`

@@ -203,7 +203,7 @@ func (m *machine) Snapshot(ctx context.Context, memory int64, state *os.File) er
 // checkUntouched fails with ErrTouched if the guest, which has so many bytes of memory, has used what is beyond vmm.BaseMemory.
 func (m *machine) checkUntouched(memory int64) error {
 	ranges, err := blocks(m.shape, memory)
-	if err != nil {
+	if err != nil || len(ranges) == 0 {
 		return err
 	}
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", m.PID()))
@@ -216,7 +216,7 @@ func (m *machine) checkUntouched(memory int64) error {
 		}
 		file, err := os.Open(path)
 		if err != nil {
-			return fmt.Errorf("look at the machine's memory: %w", err)
+			return fmt.Errorf("%w, perhaps: %w", vmm.ErrTouched, err)
 		}
 		defer file.Close()
 		for _, r := range ranges {
@@ -226,12 +226,12 @@ func (m *machine) checkUntouched(memory int64) error {
 				return fmt.Errorf("%w: at %#x", vmm.ErrTouched, int64(r.Start)+data-begin)
 			}
 			if err != nil && !errors.Is(err, unix.ENXIO) {
-				return fmt.Errorf("look at the machine's memory: %w", err)
+				return fmt.Errorf("%w, perhaps: %w", vmm.ErrTouched, err)
 			}
 		}
 		return nil
 	}
-	return fmt.Errorf("QEMU has no file %s with the machine's memory", furtherMemory)
+	return fmt.Errorf("%w, perhaps: QEMU has no file %s to look at", vmm.ErrTouched, furtherMemory)
 }
 
 // Kill implements vmm.Machine.

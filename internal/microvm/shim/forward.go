@@ -74,6 +74,9 @@ func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.
 		return &taskapi.StatsResponse{Stats: packed}, err
 	}
 	return t.stats.Get(t.updates.Load(), func() (*taskapi.StatsResponse, error) {
+		if err := p.health.err(); err != nil {
+			return nil, status.Error(codes.Unavailable, err.Error())
+		}
 		files, err := p.guest.Measure(ctx, guestapi.Measure{ID: r.ID, Files: measured})
 		if err != nil {
 			return nil, toStatus(fmt.Errorf("measure container %s: %w", r.ID, err))

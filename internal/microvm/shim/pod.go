@@ -23,6 +23,7 @@ import (
 	"github.com/berth-run/berth/internal/microvm/podlink"
 	"github.com/berth-run/berth/internal/microvm/podsocket"
 	"github.com/berth-run/berth/internal/microvm/vmm"
+	"github.com/berth-run/berth/internal/still"
 )
 
 const (
@@ -30,6 +31,8 @@ const (
 	guestLimit = 30 * time.Second
 	// burialLimit bounds how long a machine whose guest is gone may take to end.
 	burialLimit = time.Second
+	// stillAge is how old the answer to what a pod uses may be if it does next to nothing. To ask an emulated guest for it costs more than what the guest does else.
+	stillAge, stillAgeEmulated = time.Minute, 5 * time.Minute
 	// firstUID is that of the machine whose shim has process id 0: each machine has a user of its own.
 	firstUID = 0x70000000
 )
@@ -87,6 +90,10 @@ type pod struct {
 	clock     *hostClock
 	health    *health
 	oomKills  oomKills
+	// ephemeral is the pod's disk. usage is what was last used of it, and stillAge how long a pod that does next to nothing is not asked what it uses.
+	ephemeral *os.File
+	usage     *still.Answer[*guestapi.Usage]
+	stillAge  time.Duration
 
 	mu sync.Mutex
 	// images are the LUNs of the image disks that the machine has, by key.
@@ -120,22 +127,17 @@ func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod
 		}
 	}()
 	config := guestapi.Configure{Hostname: spec.Hostname, MachineID: randomHex(16), Entropy: randomBytes(64), Sysctls: sysctls(spec)}
-	var ephemeral *os.File
 	// The machine and its disk are made at the same time.
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		ephemeral, err = disk.MakeEphemeral(gctx, o.DiskDir, want.disk)
+		p.ephemeral, err = disk.MakeEphemeral(gctx, o.DiskDir, want.disk)
 		return err
 	})
 	g.Go(func() error { return p.restore(gctx, id, spec, want, &config) })
-	err = g.Wait()
-	if ephemeral != nil {
-		defer ephemeral.Close()
-	}
-	if err != nil {
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	if config.EphemeralLUN, err = p.machine.Attach(ctx, vmm.Disk{File: ephemeral}); err != nil {
+	if config.EphemeralLUN, err = p.machine.Attach(ctx, vmm.Disk{File: p.ephemeral}); err != nil {
 		return nil, fmt.Errorf("give the machine its ephemeral disk: %w", err)
 	}
 	if err := p.settle(ctx, config); err != nil {
@@ -152,6 +154,11 @@ func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want siz
 	}
 	defer source.close()
 	shape := source.Template.Shape
+	p.stillAge = stillAge
+	if source.Template.Monitor.Emulated() {
+		p.stillAge = stillAgeEmulated
+	}
+	p.usage = still.New[*guestapi.Usage](p.stillAge, func() (uint64, error) { return still.CPU(p.cgroup) })
 	// The monitor's own memory is out of the pod's size, too.
 	if config.Memory, err = source.Driver.Blocks(shape, want.memory-source.Driver.Overhead(shape)); err != nil {
 		return fmt.Errorf("give the machine %d MiB: %w", want.memory>>20, err)
@@ -277,6 +284,9 @@ func (p *pod) close() {
 	}
 	if p.guest != nil {
 		_ = p.guest.Close() // the guest is gone already
+	}
+	if p.ephemeral != nil {
+		failed = append(failed, p.ephemeral.Close())
 	}
 	if err := errors.Join(append(failed, os.RemoveAll(p.options.RunDir))...); err != nil {
 		logger().Error("remove the machine", "error", err)

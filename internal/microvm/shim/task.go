@@ -58,7 +58,7 @@ type stdio struct {
 func newTask(p *pod, r *taskapi.CreateTaskRequest, pid uint32) *task {
 	io := stdio{stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr, terminal: r.Terminal}
 	return &task{id: r.ID, bundle: r.Bundle, pid: pid, first: newProcess(r.ID, "", pid, io), processes: map[string]*process{},
-		stats: still.New[*taskapi.StatsResponse](func() (uint64, error) { return still.CPU(p.cgroup) })}
+		stats: still.New[*taskapi.StatsResponse](p.stillAge, func() (uint64, error) { return still.CPU(p.cgroup) })}
 }
 
 func newProcess(id, exec string, pid uint32, io stdio) *process {

@@ -22,7 +22,7 @@ const (
 	consoleTail = 400
 	// endLimit is how long a machine whose connections have ended may take to end.
 	endLimit = 5 * time.Second
-	// smallest is the memory of the smallest pod, and so what every pod's machine may have, in bytes.
+	// smallest is the memory of the smallest pod, and so what every pod's machine has, in bytes.
 	smallest = 512 << 20
 	// silenceLooks is how often a guest's console is looked at before it counts as silent.
 	silenceLooks = 20
@@ -47,7 +47,7 @@ func (s *Store) build(ctx context.Context, m Manifest) error {
 
 func (s *Store) fill(ctx context.Context, dir string, m *Manifest) error {
 	err := s.fillPlugged(ctx, dir, m, smallest-s.Driver.Overhead(m.Shape))
-	if errors.Is(err, vmm.ErrTouched) {
+	if errors.Is(err, vmm.ErrTouched) || errors.Is(err, errNotPlugged) {
 		s.Report("once more, without memory plugged in: " + err.Error())
 		err = s.fillPlugged(ctx, dir, m, 0)
 	}
@@ -87,19 +87,24 @@ func (s *Store) fillPlugged(ctx context.Context, dir string, m *Manifest, plugge
 	return writeManifest(dir, *m)
 }
 
-// snapshot boots a machine, waits until its guest is ready, has it plug memory in, as much as fits the bytes, and saves it. It returns what the guest has.
+// errNotPlugged: the guest cannot plug memory in, which a template can do without.
+var errNotPlugged = errors.New("no memory is plugged in")
+
+// snapshot boots a machine, waits until its guest is ready, has it plug memory in up to at least so many bytes, and saves it. It returns what the guest then has.
 func (s *Store) snapshot(ctx context.Context, shape vmm.Shape, plugged int64, ram, state *os.File, ready func()) (memory int64, err error) {
-	ranges, memory, err := within(s.Driver, shape, plugged)
+	ranges, err := s.Driver.Blocks(shape, plugged)
 	if err != nil {
 		return 0, err
+	}
+	memory = vmm.BaseMemory
+	for _, r := range ranges {
+		memory += int64(r.Bytes)
 	}
 	s.Report("booting a guest")
 	return memory, withGuest(ctx, s.Driver, s.Guest, s.Confinement, shape, ram, patience{limit: s.BootLimit}, func(m vmm.Machine) error {
 		ready()
-		for _, r := range ranges {
-			if err := ask(ctx, m, guestapi.PlugLine(r)); err != nil {
-				return fmt.Errorf("plug %d MiB of memory in: %w", r.Bytes>>20, err)
-			}
+		if err := s.plug(ctx, m, ranges); err != nil {
+			return err
 		}
 		if err := m.Pause(ctx); err != nil {
 			return err
@@ -108,15 +113,15 @@ func (s *Store) snapshot(ctx context.Context, shape vmm.Shape, plugged int64, ra
 	})
 }
 
-// within are the blocks of a guest that has at most so many bytes of memory, base included, and what it then has.
-func within(driver vmm.Driver, shape vmm.Shape, memory int64) ([]guestapi.Range, int64, error) {
-	blocks := (memory - vmm.BaseMemory) / vmm.BlockMemory
-	if blocks <= 0 {
-		return nil, vmm.BaseMemory, nil
+func (s *Store) plug(ctx context.Context, m vmm.Machine, ranges []guestapi.Range) error {
+	limited, cancel := context.WithTimeout(ctx, s.BootLimit)
+	defer cancel()
+	for _, r := range ranges {
+		if err := ask(limited, m, guestapi.PlugLine(r)); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("%w: %d MiB: %w", errNotPlugged, r.Bytes>>20, err)
+		}
 	}
-	memory = vmm.BaseMemory + blocks*vmm.BlockMemory
-	ranges, err := driver.Blocks(shape, memory)
-	return ranges, memory, err
+	return ctx.Err()
 }
 
 // Probe tells whether machines of the driver really boot here: a device that opens proves nothing. The error says in words why they do not. A guest that prints

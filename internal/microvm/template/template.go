@@ -3,7 +3,7 @@
 // The host agent, the shim and the command line import it.
 //
 // A template is a directory with the memory of a guest that has booted and waits, the state of its devices, and a manifest that says what both
-// were made from. There is one for each number of vCPUs; a pod's memory is plugged in after the restore.
+// were made from. There is one for each number of vCPUs; what a pod has of memory beyond the smallest pod's is plugged in after the restore.
 package template
 
 import (

@@ -97,7 +97,7 @@ func TestTemplateIsBuiltOnce(t *testing.T) {
 
 // TestTemplateHasMemoryPluggedIn: as much as the smallest pod has; but not if its guest would use it.
 func TestTemplateHasMemoryPluggedIn(t *testing.T) {
-	for name, want := range map[string]int64{"frugal": 448 << 20, "greedy": vmm.BaseMemory} {
+	for name, want := range map[string]int64{"frugal": 576 << 20, "greedy": vmm.BaseMemory} {
 		t.Run(name, func(t *testing.T) {
 			s, driver := newStore(t)
 			driver.Greedy = name == "greedy"

@@ -45,7 +45,7 @@ const (
 	// BaseMemory is what every machine begins with, in bytes.
 	BaseMemory = 192 << 20
 	// BlockMemory is the unit in which further memory is plugged in, in bytes.
-	BlockMemory = 128 << 20
+	BlockMemory = guestapi.BlockBytes
 	// PlaceholderMAC is the network device's address in every template.
 	PlaceholderMAC = "02:be:00:00:00:01"
 )
@@ -121,6 +121,9 @@ type Fingerprint struct {
 	// Digest (sha256, hexadecimal) of the program and of all that decides what its machines are like.
 	Digest string `json:"digest"`
 }
+
+// Emulated says that the guest's processors are programs, to which code that runs for the first time costs the most.
+func (f Fingerprint) Emulated() bool { return f.Acceleration == "tcg" }
 
 // Shape is what machines of one template have in common.
 type Shape struct {

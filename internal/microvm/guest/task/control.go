@@ -35,7 +35,7 @@ func (s *Service) Pids(_ context.Context, r *api.PidsRequest) (*api.PidsResponse
 	return answer, nil
 }
 
-// Stats is not served: what is asked every minute is asked with Measure, which costs an emulated processor a tenth of it.
+// Stats is not served: what is asked again and again is asked with Measure, which costs an emulated processor a tenth of it.
 func (s *Service) Stats(context.Context, *api.StatsRequest) (*api.StatsResponse, error) {
 	return nil, errgrpc.ToGRPCf(errdefs.ErrNotImplemented, "statistics: the host reads the control group's files")
 }
