@@ -19,6 +19,9 @@ import (
 // furtherMemory is what QEMU calls the file of memory-backend-memfd.
 const furtherMemory = "/memfd:memory-backend-memfd"
 
+// noNullDevice is what QEMU says at each start, since its files are all that it sees. It has nothing to do with how it ends.
+const noNullDevice = "Failed to open /dev/null for OFD lock probing: No such file or directory"
+
 // machine implements vmm.Machine.
 type machine struct {
 	name    string
@@ -64,6 +67,7 @@ func (m *machine) bury() {
 func (m *machine) explain() vmm.Exit {
 	said := func(how string) string {
 		for what, text := range map[string]string{"QEMU said": m.diagnosis.String(), "the guest printed": m.printed.String()} {
+			text = strings.ReplaceAll(text, noNullDevice, "")
 			if text = strings.TrimSpace(text); text != "" {
 				how += "; " + what + ": " + text
 			}

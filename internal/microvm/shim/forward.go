@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/berth-run/berth/internal/microvm/guestapi"
+	"github.com/berth-run/berth/internal/still"
 )
 
 // What follows is the guest's business for containers; the sandbox has nothing of the kind.
@@ -81,7 +82,11 @@ func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.
 		if err != nil {
 			return nil, toStatus(fmt.Errorf("measure container %s: %w", r.ID, err))
 		}
-		packed, err := anypb.New(metrics(files))
+		m := metrics(files)
+		if taken, err := still.CPU(p.cgroup); err == nil {
+			t.cpu.correct(m.CPU, taken/1000)
+		}
+		packed, err := anypb.New(m)
 		return &taskapi.StatsResponse{Stats: packed}, err
 	})
 }

@@ -27,6 +27,7 @@ type task struct {
 	// stats is what the container was last measured to use, updates counts what was set since.
 	stats   *still.Answer[*taskapi.StatsResponse]
 	updates atomic.Uint64
+	cpu     cpuTime // of stats
 
 	mu        sync.Mutex
 	first     *process
