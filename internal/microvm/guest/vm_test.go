@@ -380,7 +380,7 @@ func (m *vm) configuration() *guestapi.Configure {
 		Links: []guestapi.Link{{Name: "eth0", MAC: net.HardwareAddr(append([]byte{2}, mac...)).String(), MTU: 1450, Addresses: []string{"10.1.2.3/32"},
 			Routes:     []guestapi.Route{{Destination: "0.0.0.0/0", Gateway: "169.254.1.1"}},
 			Neighbours: []guestapi.Neighbour{{IP: "169.254.1.1", MAC: "ee:ee:ee:ee:ee:ee"}}}},
-		Memory:       []guestapi.Range{{Start: pluggedMiB << 20, Bytes: 256 << 20}},
+		Memory:       []guestapi.Range{{Start: 256 << 20, Bytes: 384 << 20}}, // its beginning is the template's
 		EphemeralLUN: m.attach(disk.PathOf(ephemeral), false),
 		Sysctls:      map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"},
 	}

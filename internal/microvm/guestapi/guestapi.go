@@ -129,7 +129,7 @@ type Configure struct {
 	MachineID string `json:"machineID"`
 	// Links of the pod; the first is the virtio-net device.
 	Links []Link `json:"links,omitempty"`
-	// Memory to plug in.
+	// Memory to plug in; what the template has of it is left out.
 	Memory []Range `json:"memory,omitempty"`
 	// EphemeralLUN is the disk (ext4) that is mounted at PodDir.
 	EphemeralLUN int `json:"ephemeralLUN"`

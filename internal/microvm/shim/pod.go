@@ -163,7 +163,6 @@ func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want siz
 	if config.Memory, err = source.Driver.Blocks(shape, want.memory-source.Driver.Overhead(shape)); err != nil {
 		return fmt.Errorf("give the machine %d MiB: %w", want.memory>>20, err)
 	}
-	config.Memory = beyond(config.Memory, source.Template.Memory)
 	var tap *os.File
 	if ns := networkNamespace(spec); ns != "" {
 		var link guestapi.Link
@@ -185,20 +184,6 @@ func (p *pod) restore(ctx context.Context, id string, spec *specs.Spec, want siz
 		return fmt.Errorf("start the machine: %w", err)
 	}
 	return nil
-}
-
-// beyond is what is left of blocks when a guest has so many bytes of memory, base included: it has the first ones.
-func beyond(blocks []guestapi.Range, memory int64) []guestapi.Range {
-	had := uint64(max(0, memory-vmm.BaseMemory))
-	var left []guestapi.Range
-	for _, r := range blocks {
-		skip := min(had, r.Bytes)
-		had -= skip
-		if r.Bytes > skip {
-			left = append(left, guestapi.Range{Start: r.Start + skip, Bytes: r.Bytes - skip})
-		}
-	}
-	return left
 }
 
 // settle opens the session with the guest and makes it the pod's machine.

@@ -124,7 +124,7 @@ type Loaded struct {
 
 // Template as the driver wants it. The files stay Loaded's.
 func (l *Loaded) Template() vmm.Template {
-	return vmm.Template{Monitor: l.Manifest.Monitor, Shape: l.Manifest.Shape, Memory: l.Manifest.Memory, RAM: l.RAM, State: l.State}
+	return vmm.Template{Monitor: l.Manifest.Monitor, Shape: l.Manifest.Shape, RAM: l.RAM, State: l.State}
 }
 
 // Close lets go of the memory; machines that were restored from it keep it.

@@ -101,7 +101,7 @@ func TestTemplateHasMemoryPluggedIn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, driver := newStore(t)
 			driver.Greedy = name == "greedy"
-			if got := get(t, s).Template().Memory; got != want {
+			if got := get(t, s).Manifest.Memory; got != want {
 				t.Errorf("%d MiB, want %d", got>>20, want>>20)
 			}
 		})

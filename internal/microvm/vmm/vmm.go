@@ -182,8 +182,6 @@ type Template struct {
 	// Monitor made it, and is the one that restores it.
 	Monitor Fingerprint
 	Shape   Shape
-	// Memory that the guest has, in bytes: BaseMemory and what it has plugged in.
-	Memory int64
 	// RAM should be sealed against writing, since machines cannot be trusted not to try.
 	RAM   *os.File
 	State *os.File

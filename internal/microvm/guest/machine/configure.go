@@ -86,32 +86,28 @@ func setIdentity(hostname, machineID string) error {
 	return nil
 }
 
-// AddMemory plugs in ranges of memory. What is there already is no error.
+// AddMemory plugs in ranges of memory. What is there already, which is the beginning of a range, is no error.
 func AddMemory(ranges []guestapi.Range) error {
 	for _, r := range ranges {
-		err := addMemory(r)
-		if errors.Is(err, unix.EEXIST) { // the kernel refuses all of a range of which it has a part
-			err = addBlocks(r)
-		}
-		if err != nil {
+		if err := addMemory(r); err != nil {
 			return fmt.Errorf("plug in %d MiB of memory at %#x: %w", r.Bytes>>20, r.Start, err)
 		}
 	}
 	return nil
 }
 
-func addBlocks(r guestapi.Range) error {
-	for at := r.Start; at < r.Start+r.Bytes; at += guestapi.BlockBytes {
-		err := addMemory(guestapi.Range{Start: at, Bytes: guestapi.BlockBytes})
-		if err != nil && !errors.Is(err, unix.EEXIST) {
+// addMemory leaves out the blocks that are there: of a range with such ones, the kernel takes nothing.
+func addMemory(r guestapi.Range) error {
+	for {
+		err := os.WriteFile("/sys/module/berth_memory/parameters/add", fmt.Appendf(nil, "%x %x", r.Start, r.Bytes), 0)
+		if !errors.Is(err, unix.EEXIST) {
 			return err
 		}
+		if r.Bytes <= guestapi.BlockBytes {
+			return nil
+		}
+		r.Start, r.Bytes = r.Start+guestapi.BlockBytes, r.Bytes-guestapi.BlockBytes
 	}
-	return nil
-}
-
-func addMemory(r guestapi.Range) error {
-	return os.WriteFile("/sys/module/berth_memory/parameters/add", fmt.Appendf(nil, "%x %x", r.Start, r.Bytes), 0)
 }
 
 func setSysctls(sysctls map[string]string) error {

@@ -61,7 +61,7 @@ func (s *Suite) Template(t *testing.T) vmm.Template {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made := vmm.Template{Monitor: fingerprint, Shape: s.Shape, Memory: vmm.BaseMemory, RAM: MemoryFile(t, "ram"), State: MemoryFile(t, "state")}
+	made := vmm.Template{Monitor: fingerprint, Shape: s.Shape, RAM: MemoryFile(t, "ram"), State: MemoryFile(t, "state")}
 	m, host := s.Boot(t, made.RAM)
 	if got := ask(t, m, host, "KEEP template"); got != "ok" {
 		t.Fatalf("the guest answers %q", got)
