@@ -88,7 +88,7 @@ func dependencies(ctx context.Context, cfg nodeconfig.Config, s *options.Kubelet
 	recorder := newRecorder(ctx, api.kube, cfg.NodeName, report)
 	runtime := newRuntimeService(runtimeService, cfg, report)
 	go settleWhenQuiet(ctx, runtime.lists.busy)
-	runtime.machines = newMachineWatch(ctx, cfg, report, recorder)
+	runtime.machines = newMachineWatch(ctx, cfg, report, recorder, runtime.lists.changed)
 	go func() {
 		pod, err := findPod(ctx, api.kube, cfg)
 		if err == nil && (pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed) {

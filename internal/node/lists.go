@@ -19,6 +19,8 @@ const listAge = 10 * time.Second
 type lists struct {
 	service internalapi.RuntimeService
 	mine    map[string]string
+	// state is the state of a sandbox of which containerd says that it is in a state.
+	state func(sandbox string, said runtimeapi.PodSandboxState) runtimeapi.PodSandboxState
 
 	// busy has a value after answers went bad.
 	busy chan struct{}
@@ -35,8 +37,8 @@ type answer[T any] struct {
 	at    time.Time
 }
 
-func newLists(service internalapi.RuntimeService, mine map[string]string) *lists {
-	return &lists{service: service, mine: mine, busy: make(chan struct{}, 1)}
+func newLists(service internalapi.RuntimeService, mine map[string]string, state func(string, runtimeapi.PodSandboxState) runtimeapi.PodSandboxState) *lists {
+	return &lists{service: service, mine: mine, state: state, busy: make(chan struct{}, 1)}
 }
 
 // changed forgets the answers.
@@ -92,7 +94,11 @@ func (l *lists) listSandboxes(ctx context.Context, filter *runtimeapi.PodSandbox
 		return l.service.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{Id: filter.Id, State: filter.State, LabelSelector: merge(filter.LabelSelector, l.mine)})
 	}
 	all, err := remembered(l, &l.sandboxes, func() ([]*runtimeapi.PodSandbox, error) {
-		return l.service.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: l.mine})
+		found, err := l.service.ListPodSandbox(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: l.mine})
+		for _, s := range found {
+			s.State = l.state(s.Id, s.State)
+		}
+		return found, err
 	})
 	if err != nil {
 		return nil, err

@@ -44,7 +44,9 @@ type runtimeService struct {
 
 func newRuntimeService(s internalapi.RuntimeService, cfg nodeconfig.Config, report *reporter) *runtimeService {
 	out := &runtimeService{RuntimeService: s, cfg: cfg, report: report, quotaMilli: cfg.Capacity.Cpu().MilliValue(), forward: &forwarder{how: cfg.PortForward}}
-	out.lists = newLists(s, out.mine(nil))
+	out.lists = newLists(s, out.mine(nil), func(id string, said runtimeapi.PodSandboxState) runtimeapi.PodSandboxState {
+		return out.machines.state(id, said)
+	})
 	out.usage = newDiskUsage(cfg, out)
 	out.stats = still.New[[]*runtimeapi.PodSandboxStats](statsAge, func() (uint64, error) { return still.CPU(cfg.CgroupParent) })
 	out.early = newEarlySandbox(s, cfg, out.prepare)
@@ -94,6 +96,15 @@ func (s *runtimeService) ListPodSandbox(ctx context.Context, filter *runtimeapi.
 		}
 	}
 	return list, err
+}
+
+// PodSandboxStatus is containerd's, of a sandbox that has its machine still.
+func (s *runtimeService) PodSandboxStatus(ctx context.Context, id string, verbose bool) (*runtimeapi.PodSandboxStatusResponse, error) {
+	response, err := s.RuntimeService.PodSandboxStatus(ctx, id, verbose)
+	if said := response.GetStatus(); said != nil {
+		said.State = s.machines.state(id, said.State)
+	}
+	return response, err
 }
 
 func (s *runtimeService) ListContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
@@ -153,6 +164,7 @@ func (s *runtimeService) GetContainerEvents(ctx context.Context, out chan *runti
 				continue
 			}
 			s.lists.changed()
+			event.PodSandboxStatus.State = s.machines.state(event.PodSandboxStatus.Id, event.PodSandboxStatus.State)
 			if !s.early.hidden() {
 				out <- event
 			}

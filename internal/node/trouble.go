@@ -6,6 +6,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/berth-run/berth/internal/layout"
@@ -28,15 +29,19 @@ type machineWatch struct {
 	report *reporter
 	events eventRecorder
 
-	mu      sync.Mutex
-	watched map[string]bool // by sandbox
+	// changed is called when a machine has ended.
+	changed func()
+
+	mu sync.Mutex
+	// watched and ended are sandboxes.
+	watched, ended map[string]bool
 }
 
-func newMachineWatch(ctx context.Context, cfg nodeconfig.Config, report *reporter, events eventRecorder) *machineWatch {
+func newMachineWatch(ctx context.Context, cfg nodeconfig.Config, report *reporter, events eventRecorder, changed func()) *machineWatch {
 	if cfg.RuntimeHandler != layout.RuntimeHandlerMicroVM {
 		return nil
 	}
-	return &machineWatch{ctx: ctx, cfg: cfg, report: report, events: events, watched: map[string]bool{}}
+	return &machineWatch{ctx: ctx, cfg: cfg, report: report, events: events, changed: changed, watched: map[string]bool{}, ended: map[string]bool{}}
 }
 
 // watch listens to the shim of a sandbox that runs, unless somebody does already.
@@ -61,16 +66,41 @@ func (w *machineWatch) listen(sandbox string) {
 		}
 		last = t
 		w.report.trouble(t)
-		if t.Reason != "" {
+		switch {
+		case t.Reason != "":
 			w.events.Event(w.pod(), v1.EventTypeWarning, t.Reason, t.Message)
-		} else {
+		case !t.Ended:
 			w.events.Event(w.pod(), v1.EventTypeNormal, reasonMachineGoesOn, "the pod's machine runs again")
+		}
+		if t.Ended {
+			w.end(sandbox)
 		}
 	})
 	klog.FromContext(w.ctx).V(2).Info("the pod's shim tells nothing more of its machine", "sandbox", sandbox, "reason", err)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.watched, sandbox)
+}
+
+func (w *machineWatch) end(sandbox string) {
+	w.mu.Lock()
+	w.ended[sandbox] = true
+	w.mu.Unlock()
+	w.changed()
+}
+
+// state is that of a sandbox which containerd says is in a state: without its machine it is not ready. containerd learns that of the sandbox after it has
+// of the containers, and a kubelet that starts those again in a sandbox without a machine has to wait before it tries anew.
+func (w *machineWatch) state(sandbox string, said runtimeapi.PodSandboxState) runtimeapi.PodSandboxState {
+	if w == nil {
+		return said
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended[sandbox] {
+		return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	}
+	return said
 }
 
 func (w *machineWatch) pod() *v1.ObjectReference {

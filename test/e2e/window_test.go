@@ -58,6 +58,8 @@ func TestMaintenanceWindow(t *testing.T) {
 	if when := kubectl(t, "get", "events", "--field-selector", "reason=PatchNotification,involvedObject.name="+kept[0], "-o", "jsonpath={.items[0].firstTimestamp}"); when < opens.Format(time.RFC3339) {
 		t.Errorf("the notice came at %s, before the window opened at %s", when, opens)
 	}
+	// All are patched, so CoreDNS is, too, one pod after another, each of which answers for another 35 s.
+	shows(t, "1 remains", "get", "patch", "window", "-o", "jsonpath={.status.remaining} remains")
 	// After a minute of trying; what cannot be evicted is in the last zone that is left.
 	shows(t, "Cannot evict pod as it would violate the pod's disruption budget.", events("ScheduledTermination", kept[0])...)
 	shows(t, "EKS Fargate Pod Scheduled Termination", events("ScheduledTermination", kept[0])...)

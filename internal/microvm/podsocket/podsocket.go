@@ -27,8 +27,17 @@ const Mount = "mount"
 // Watch asks what keeps the machine from running, now and whenever that changes.
 const Watch = "watch"
 
-// Trouble is what keeps the pod's machine from running: a word and a sentence with the remedy; empty: it runs.
-type Trouble struct{ Reason, Message string }
+// Trouble is what keeps the pod's machine from running: a word and a sentence with the remedy; empty: nothing does, or nothing that was not wanted.
+type Trouble struct {
+	Reason, Message string
+	// Ended says that there is no machine any more, and that there will be none.
+	Ended bool `json:",omitempty"`
+}
+
+// ReasonMachineEnded is the reason of a machine that has ended though nobody wanted it to.
+const ReasonMachineEnded = "MachineEnded"
+
+const messageShimEnded = "the pod's shim (containerd-shim-berth-v1) has ended by itself or was killed, and with it the pod's machine; the pod gets a new one"
 
 // Path of the socket.
 func Path(runDir string) string { return filepath.Join(runDir, "pod.sock") }
@@ -114,7 +123,8 @@ func AskMount(ctx context.Context, runDir, volume string) error {
 	return conn.Close()
 }
 
-// WatchTrouble calls handle for what keeps the machine from running, at once and whenever that changes, until ctx ends or the shim does.
+// WatchTrouble calls handle for what keeps the machine from running, at once and whenever that changes, until ctx ends or the shim does. A shim that
+// ended without a word of its machine, which ended with it, has been killed: that is told, too.
 func WatchTrouble(ctx context.Context, runDir string, handle func(Trouble)) error {
 	conn, err := Dial(ctx, runDir, Watch)
 	if err != nil {
@@ -122,11 +132,17 @@ func WatchTrouble(ctx context.Context, runDir string, handle func(Trouble)) erro
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	for lines := json.NewDecoder(conn); ; {
+	lines := json.NewDecoder(conn)
+	for ended := false; ; {
 		var t Trouble
-		if err := lines.Decode(&t); err != nil {
+		err := lines.Decode(&t)
+		if err != nil && !ended && ctx.Err() == nil {
+			handle(Trouble{Reason: ReasonMachineEnded, Message: messageShimEnded, Ended: true})
+		}
+		if err != nil {
 			return fmt.Errorf("hear from the pod's shim how its machine is: %w", err)
 		}
+		ended = t.Ended
 		handle(t)
 	}
 }

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net"
@@ -15,7 +16,6 @@ import (
 const (
 	reasonHostDiskFull  = "HostDiskFull"
 	reasonNotAnswering  = "MachineNotAnswering"
-	reasonMachineEnded  = "MachineEnded"
 	messageNotAnswering = "the pod's machine has not answered for 10s: its kernel hangs, or all of its processor time is taken; " +
 		"a container with a liveness probe gets a new machine by itself, else delete the pod"
 )
@@ -31,7 +31,8 @@ type health struct {
 	full      bool
 	stalls    int // how often the host's disk was full
 	silent    bool
-	ended     string
+	ended     bool
+	why       string // it has ended, if that was not wanted
 	told      podsocket.Trouble
 	listeners map[net.Conn]struct{}
 }
@@ -58,21 +59,24 @@ func (h *health) asking() (answered func(bool)) {
 	return func(ok bool) { h.note(func() { h.silent = !ok && !full && stalls == h.stalls }) }
 }
 
-// end notes that the machine has ended, unless that was wanted.
+// end notes that the machine has ended, and why, unless that was wanted.
 func (h *health) end(exit vmm.Exit, why string) {
-	if exit.Reason != vmm.ReasonKilled && exit.Reason != vmm.ReasonPowerOff {
-		h.note(func() { h.ended = why })
-	}
+	h.note(func() {
+		h.ended = true
+		if exit.Reason != vmm.ReasonKilled && exit.Reason != vmm.ReasonPowerOff {
+			h.why = why
+		}
+	})
 }
 
 // err says why the guest need not be asked: it does not run. What is asked of it would wait in a queue that has an end.
 func (h *health) err() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.told.Reason == "" {
+	if h.told == (podsocket.Trouble{}) {
 		return nil
 	}
-	return errors.New(h.told.Message)
+	return errors.New(cmp.Or(h.told.Message, "the pod's machine has ended"))
 }
 
 // standsStill says whether the machine waits for room on the host's disk.
@@ -92,9 +96,10 @@ func (h *health) note(change func()) {
 		return
 	}
 	h.told = now
-	if now.Reason != "" {
+	switch {
+	case now.Reason != "":
 		logger().Warn("the machine does not run", "reason", now.Reason, "message", now.Message)
-	} else {
+	case !now.Ended:
 		logger().Info("the machine goes on")
 	}
 	for conn := range h.listeners {
@@ -104,8 +109,10 @@ func (h *health) note(change func()) {
 
 func (h *health) trouble() podsocket.Trouble {
 	switch {
-	case h.ended != "":
-		return podsocket.Trouble{Reason: reasonMachineEnded, Message: h.ended}
+	case h.why != "":
+		return podsocket.Trouble{Reason: podsocket.ReasonMachineEnded, Message: h.why, Ended: true}
+	case h.ended:
+		return podsocket.Trouble{Ended: true}
 	case h.full:
 		return podsocket.Trouble{Reason: reasonHostDiskFull, Message: "the host's disk is full: the pod's machine stands still at what it writes, and goes on by itself when there is room; " +
 			"free some space on the host's file system of " + h.diskDir}

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -26,7 +27,7 @@ func TestHealth(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() {
-		ended <- podsocket.WatchTrouble(ctx, dir, func(t podsocket.Trouble) { heard <- t.Reason })
+		ended <- podsocket.WatchTrouble(ctx, dir, func(t podsocket.Trouble) { heard <- fmt.Sprint(t.Reason, " ", t.Ended) })
 	}()
 	want := func(reason string) {
 		t.Helper()
@@ -34,22 +35,26 @@ func TestHealth(t *testing.T) {
 			t.Errorf("heard of %q, want %q", got, reason)
 		}
 	}
-	want("")
+	want(" false")
 	p.health.asking()(false)
-	want(reasonNotAnswering)
+	want(reasonNotAnswering + " false")
 	p.health.asking()(false) // still
 	during := p.health.asking()
 	p.health.stalled(true)
-	want(reasonHostDiskFull)
+	want(reasonHostDiskFull + " false")
 	if _, err := podsocket.AskUsage(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "the host's disk is full") {
 		t.Errorf("a machine that stands still is asked: %v", err)
 	}
 	during(false)
 	p.health.stalled(false)
-	want("") // it could not answer, and has not been asked since
+	want(" false") // it could not answer, and has not been asked since
 	p.health.end(vmm.Exit{Reason: vmm.ReasonKilled}, "by us")
+	want(" true")
+	if _, err := podsocket.AskUsage(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "the pod's machine has ended") {
+		t.Errorf("a machine that has ended is asked: %v", err)
+	}
 	p.health.end(vmm.Exit{Reason: vmm.ReasonReset}, "its kernel panicked")
-	want(reasonMachineEnded)
+	want(podsocket.ReasonMachineEnded + " true")
 	cancel()
 	if err := <-ended; err == nil {
 		t.Error("who goes is told of no error")

@@ -114,7 +114,10 @@ func newPod(ctx context.Context, o Options, id string, spec *specs.Spec) (_ *pod
 	if err := ensureCgroup(p.cgroup); err != nil {
 		return nil, err
 	}
-	if p.quota, err = quotaOf(p.cgroup); err != nil {
+	if p.quota, err = quotaOf(p.cgroup, spec.Annotations[annotationCPU], want.milliCPU); err != nil {
+		return nil, err
+	}
+	if err := p.quota.lift(func() bool { return true }); err != nil {
 		return nil, err
 	}
 	p.oomKills = oomKillsOf(p.cgroup)
