@@ -39,6 +39,13 @@ func TestMachineTrouble(t *testing.T) {
 		kubectl(t, "wait", "--for=condition=Ready", "pod/victim", "--timeout=90s")
 		unharmed(t, "neighbour")
 	})
+	t.Run("memory, by a volume in it", func(t *testing.T) {
+		shows(t, "1 true", "get", "pod", "hoarder", "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}")
+		if before := kubectl(t, "logs", "hoarder", "--previous"); !strings.Contains(before, "No space left on device") {
+			t.Errorf("what fills a volume in memory hears %q", before)
+		}
+		unharmed(t, "neighbour")
+	})
 	t.Run("processes", func(t *testing.T) {
 		uid := kubectl(t, "get", "pod", "bomb", "-o", "jsonpath={.metadata.uid}")
 		node := kubectl(t, "get", "pod", "bomb", "-o", "jsonpath={.spec.nodeName}")
@@ -68,7 +75,9 @@ func TestMachineTrouble(t *testing.T) {
 				}
 				return ""
 			})
-			shows(t, "SandboxChanged", "get", "events", "--field-selector", "involvedObject.name="+pod, "-o", "jsonpath={.items[*].reason}")
+			for _, reason := range []string{"MachineEnded", "SandboxChanged"} {
+				shows(t, reason, "get", "events", "--field-selector", "involvedObject.name="+pod, "-o", "jsonpath={.items[*].reason}")
+			}
 			unharmed(t, "neighbour")
 		})
 	}

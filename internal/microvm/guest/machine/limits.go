@@ -1,9 +1,12 @@
 package machine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -66,6 +69,38 @@ func setLimit(name, value string) error {
 		return fmt.Errorf("set limit %s: %w", name, err)
 	}
 	return nil
+}
+
+// memoryKept is what a file system in memory leaves, in bytes. Its files stay when the kernel ends programs for want of memory, and without room for another
+// container nobody could delete them.
+const memoryKept = 32 << 20
+
+// fitMemory lowers the size of a tmpfs, among its options, to the memory that is there for programs.
+func fitMemory(options []string) ([]string, error) {
+	content, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return nil, fmt.Errorf("ask for the free memory: %w", err)
+	}
+	for line := range strings.Lines(string(content)) {
+		var available uint64
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &available); n == 1 {
+			return limitSize(options, max(available<<10, 2*memoryKept)-memoryKept), nil
+		}
+	}
+	return nil, errors.New("the kernel does not tell its free memory")
+}
+
+// limitSize lowers a size, in bytes, to the most.
+func limitSize(options []string, most uint64) []string {
+	out := slices.Clone(options)
+	for i, option := range out {
+		if text, ok := strings.CutPrefix(option, "size="); ok {
+			if size, err := strconv.ParseUint(text, 10, 64); err == nil && size > most {
+				out[i] = fmt.Sprintf("size=%d", most)
+			}
+		}
+	}
+	return out
 }
 
 // setMemoryLimits follows the memory that the machine now has.

@@ -61,9 +61,14 @@ func (m *Mounter) Mount(ctx context.Context, wanted *guestapi.Mount) error {
 
 func (m *Mounter) mountFileSystem(ctx context.Context, wanted *guestapi.Mount) error {
 	var source string
+	options := wanted.Options
 	switch wanted.Type {
 	case "tmpfs":
 		source = "tmpfs"
+		var err error
+		if options, err = fitMemory(options); err != nil {
+			return err
+		}
 	case "erofs", "ext4":
 		device, err := m.Disks.device(ctx, wanted.LUN)
 		if err != nil {
@@ -73,12 +78,12 @@ func (m *Mounter) mountFileSystem(ctx context.Context, wanted *guestapi.Mount) e
 	default:
 		return m.mountByProgram(ctx, wanted)
 	}
-	flags, data := parseOptions(wanted.Options)
+	flags, data := parseOptions(options)
 	if wanted.Type == "erofs" {
 		flags |= unix.MS_RDONLY
 	}
 	if err := unix.Mount(source, wanted.Target, wanted.Type, flags, data); err != nil {
-		return fmt.Errorf("mount %s on %s (options %s): %w", wanted.Type, wanted.Target, strings.Join(wanted.Options, ","), err)
+		return fmt.Errorf("mount %s on %s (options %s): %w", wanted.Type, wanted.Target, strings.Join(options, ","), err)
 	}
 	return nil
 }

@@ -28,6 +28,21 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
+func TestLimitSize(t *testing.T) {
+	for name, test := range map[string]struct{ options, want string }{
+		"more than there is": {"noexec,size=1048577,mode=1777", "noexec,size=1048576,mode=1777"},
+		"less":               {"size=4096", "size=4096"},
+		"a part of all":      {"size=50%", "size=50%"},
+		"no size":            {"noexec", "noexec"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := strings.Join(limitSize(strings.Split(test.options, ","), 1<<20), ","); got != test.want {
+				t.Errorf("limitSize(%s) = %s, want %s", test.options, got, test.want)
+			}
+		})
+	}
+}
+
 func TestSysctlPath(t *testing.T) {
 	for name, want := range map[string]string{
 		"net.ipv4.ip_forward":            "/proc/sys/net/ipv4/ip_forward",

@@ -21,6 +21,8 @@ import (
 const (
 	crunProgram = "/usr/bin/crun"
 	crunState   = "/run/crun"
+	// killedStatus is that of a process that the kernel ended for want of memory: nothing else here kills crun.
+	killedStatus = 128 + int(unix.SIGKILL)
 	// failedStatus is the exit status of a process that could not be started.
 	failedStatus = 128
 	// lowestPriority as a nice value.
@@ -63,6 +65,17 @@ func crunError(log, otherwise string) error {
 		message = "crun failed and said nothing"
 	}
 	return errors.New(message)
+}
+
+// memoryError says why there is no memory for another process.
+func memoryError() error {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("the pod's memory is full: ask how much there is: %w", err)
+	}
+	mib := func(amount uint64) uint64 { return amount * uint64(info.Unit) >> 20 }
+	return fmt.Errorf("the pod's memory is full: of %d MiB are %d free, and files in memory (emptyDir volumes of medium Memory, /dev/shm) take %d; "+
+		"give the pod more memory, or delete files there", mib(info.Totalram), mib(info.Freeram), mib(info.Sharedram))
 }
 
 // start runs the process by crun, which ends when the process is running, and leaves the process to this one.
@@ -139,10 +152,18 @@ func (c *container) launch(p *process) (int, <-chan reaper.Exit, error) {
 		// Whatever else there is to do comes first.
 		_ = unix.Setpriority(unix.PRIO_PROCESS, launcher, lowestPriority)
 	}
-	if exit := <-crun; exit.Status != 0 {
+	switch exit := <-crun; exit.Status {
+	case 0:
+	case killedStatus:
+		return 0, nil, memoryError()
+	default:
 		return 0, nil, crunError(log, "")
 	}
 	pid, err := readPID(pidFile)
+	if errors.Is(err, os.ErrNotExist) {
+		// crun does not notice that the kernel has killed what it left to make the container.
+		return 0, nil, memoryError()
+	}
 	if err != nil {
 		return 0, nil, err
 	}
