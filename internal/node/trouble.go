@@ -65,15 +65,15 @@ func (w *machineWatch) listen(sandbox string) {
 			return
 		}
 		last = t
+		if t.Ended {
+			w.end(sandbox)
+		}
 		w.report.trouble(t)
 		switch {
 		case t.Reason != "":
 			w.events.Event(w.pod(), v1.EventTypeWarning, t.Reason, t.Message)
 		case !t.Ended:
 			w.events.Event(w.pod(), v1.EventTypeNormal, reasonMachineGoesOn, "the pod's machine runs again")
-		}
-		if t.Ended {
-			w.end(sandbox)
 		}
 	})
 	klog.FromContext(w.ctx).V(2).Info("the pod's shim tells nothing more of its machine", "sandbox", sandbox, "reason", err)
@@ -82,6 +82,7 @@ func (w *machineWatch) listen(sandbox string) {
 	delete(w.watched, sandbox)
 }
 
+// end notes that a sandbox has no machine any more.
 func (w *machineWatch) end(sandbox string) {
 	w.mu.Lock()
 	w.ended[sandbox] = true

@@ -50,16 +50,15 @@ func TestMachinesEnd(t *testing.T) {
 				}
 			}()
 			var said events
-			changed := make(chan struct{})
-			w := newMachineWatch(t.Context(), cfg, newReporter(cfg), &said, func() { close(changed) })
+			changed := 0
+			w := newMachineWatch(t.Context(), cfg, newReporter(cfg), &said, func() { changed++ })
 			const ready, notReady = runtimeapi.PodSandboxState_SANDBOX_READY, runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 			if got := w.state("sandbox", ready); got != ready {
 				t.Errorf("before, its sandbox is %v", got)
 			}
-			w.watch("sandbox")
-			<-changed
-			if got := w.state("sandbox", ready); got != notReady {
-				t.Errorf("afterwards, its sandbox is %v", got)
+			w.listen("sandbox")
+			if got := w.state("sandbox", ready); got != notReady || changed != 1 {
+				t.Errorf("afterwards, its sandbox is %v, and %d changes are told, want 1", got, changed)
 			}
 			if got := w.state("other", ready); got != ready {
 				t.Errorf("afterwards, another sandbox is %v", got)
