@@ -88,7 +88,7 @@ for _ in $(seq 100); do [ ! -S "$work/files" ] || break; sleep 0.1; done
 timeout "${TIMEOUT:-30m}" qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none -machine q35 "${processor[@]}" \
   -m "$memory" -object "memory-backend-memfd,id=memory,size=${memory}M,share=on" -numa node,memdev=memory \
   -chardev "socket,id=files,path=$work/files" -device vhost-user-fs-pci,chardev=files,tag=files,queue-size=1024 -device virtio-rng-pci \
-  -kernel "$out/kernel/boot/vmlinuz-$version" -initrd "$work/initrd" -append "console=ttyS0 quiet panic=-1 mitigations=off" \
+  -kernel "$out/kernel/boot/vmlinuz-$version" -initrd "$work/initrd" -append "console=ttyS0 quiet panic=-1 softlockup_panic=1 mitigations=off" \
   -serial stdio -serial "file:$work/status" </dev/null || true
 [ -s "$work/status" ] || cat "$work/virtiofsd.log" >&2
 status=$(tr -dc 0-9 <"$work/status")

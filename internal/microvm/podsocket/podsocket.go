@@ -13,6 +13,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/berth-run/berth/internal/microvm/guestapi"
@@ -136,7 +137,7 @@ func WatchTrouble(ctx context.Context, runDir string, handle func(Trouble)) erro
 	for ended := false; ; {
 		var t Trouble
 		err := lines.Decode(&t)
-		if err != nil && !ended && ctx.Err() == nil {
+		if !ended && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) && ctx.Err() == nil {
 			handle(Trouble{Reason: ReasonMachineEnded, Message: messageShimEnded, Ended: true})
 		}
 		if err != nil {

@@ -190,8 +190,10 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 		}
 	}
 	proc.started(proc.pid)
-	if err := p.quota.restore(); err != nil {
-		return nil, toStatus(err)
+	if !t.sandbox {
+		if err := p.quota.restore(); err != nil {
+			return nil, toStatus(err)
+		}
 	}
 	if r.ExecID == "" {
 		s.publisher.publish("/tasks/start", &eventsapi.TaskStart{ContainerID: r.ID, Pid: proc.pid})

@@ -75,19 +75,33 @@ func setLimit(name, value string) error {
 // container nobody could delete them.
 const memoryKept = 32 << 20
 
-// fitMemory lowers the size of a tmpfs, among its options, to the memory that is there for programs.
+// fitMemory lowers the size of a tmpfs, among its options, to the memory that is there for it and for programs, those that run already included.
 func fitMemory(options []string) ([]string, error) {
 	content, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return nil, fmt.Errorf("ask for the free memory: %w", err)
 	}
-	for line := range strings.Lines(string(content)) {
-		var available uint64
-		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &available); n == 1 {
-			return limitSize(options, max(available<<10, 2*memoryKept)-memoryKept), nil
+	room, err := memoryRoom(string(content))
+	if err != nil {
+		return nil, err
+	}
+	return limitSize(options, max(room, 2*memoryKept)-memoryKept), nil
+}
+
+// memoryRoom is what is available and what programs have, in bytes, by /proc/meminfo.
+func memoryRoom(meminfo string) (uint64, error) {
+	found, room := 0, uint64(0)
+	for line := range strings.Lines(meminfo) {
+		var name string
+		var kib uint64
+		if n, _ := fmt.Sscanf(line, "%s %d kB", &name, &kib); n == 2 && (name == "MemAvailable:" || name == "AnonPages:") {
+			found, room = found+1, room+kib<<10
 		}
 	}
-	return nil, errors.New("the kernel does not tell its free memory")
+	if found != 2 {
+		return 0, errors.New("the kernel does not tell its free memory")
+	}
+	return room, nil
 }
 
 // limitSize lowers a size, in bytes, to the most.

@@ -28,6 +28,16 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
+func TestMemoryRoom(t *testing.T) {
+	const meminfo = "MemTotal:         420376 kB\nMemFree:          353652 kB\nMemAvailable:     327140 kB\nHugePages_Total:       0\nAnonPages:          3348 kB\n"
+	if got, err := memoryRoom(meminfo); got != (327140+3348)<<10 || err != nil {
+		t.Errorf("memoryRoom = %d, %v", got, err)
+	}
+	if _, err := memoryRoom("MemTotal: 420376 kB\n"); err == nil {
+		t.Error("a kernel that does not tell is no error")
+	}
+}
+
 func TestLimitSize(t *testing.T) {
 	for name, test := range map[string]struct{ options, want string }{
 		"more than there is": {"noexec,size=1048577,mode=1777", "noexec,size=1048576,mode=1777"},
