@@ -27,6 +27,14 @@ const (
 	anyCID = 3
 )
 
+// How emulated vCPUs run. While a guest boots, several take turns: a kernel that boots changes its own code, and in QEMU before 8.1 a vCPU that translates code
+// while another changes it may go on with the old one (mended there by "accel/tcg: Always lock pages before translation"). Now and then a boot hung. Besides, it is
+// faster: vCPUs that wait for each other do not run in vain. A single one has nobody to race with, and QEMU tells the trimmer of one that takes turns nothing.
+const (
+	inTurns    = "single"
+	concurrent = "multi"
+)
+
 // Kernel parameters. Emulation is too uneven for the kernel to calibrate its timers by each other: now and then it would fail.
 const (
 	kernelParameters    = "console=ttyS0 quiet panic=-1 reboot=t"
@@ -94,17 +102,21 @@ func bootArguments(accel string, s vmm.Shape, d descriptors, cid uint32, tscKHz 
 	if accel == TCG {
 		parameters += fmt.Sprintf(" %s tsc_early_khz=%d lpj=%d", emulationParameters, tscKHz, tscKHz*1000/timerFrequency)
 	}
-	return append(machineArguments(accel, s, d, cid, "on"),
+	threads := concurrent
+	if s.VCPUs > 1 {
+		threads = inTurns
+	}
+	return append(machineArguments(accel, s, d, cid, "on", threads),
 		"-kernel", byDescriptor(d.kernel), "-initrd", byDescriptor(d.initrd), "-append", parameters)
 }
 
 func restoreArguments(accel string, s vmm.Shape, d descriptors, cid uint32) []string {
-	return append(machineArguments(accel, s, d, cid, "off"), "-incoming", "defer")
+	return append(machineArguments(accel, s, d, cid, "off", concurrent), "-incoming", "defer")
 }
 
 // machineArguments are the same for booting and restoring, except that the template's memory is written through in one case, copied on write in
-// the other. The vsock's address may differ, too: a guest that is restored is told.
-func machineArguments(accel string, s vmm.Shape, d descriptors, cid uint32, share string) []string {
+// the other, and in how emulated vCPUs run. The vsock's address may differ, too: a guest that is restored is told.
+func machineArguments(accel string, s vmm.Shape, d descriptors, cid uint32, share, threads string) []string {
 	more := totalMemory(s) - vmm.BaseMemory
 	args := []string{
 		"-no-user-config", "-nodefaults", "-no-reboot", "-display", "none",
@@ -139,7 +151,7 @@ func machineArguments(accel string, s vmm.Shape, d descriptors, cid uint32, shar
 	if accel == KVM {
 		return append(args, "-accel", "kvm", "-cpu", "host")
 	}
-	return append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", codeCache(s)), "-cpu", "max")
+	return append(args, "-accel", fmt.Sprintf("tcg,thread=%s,tb-size=%d", threads, codeCache(s)), "-cpu", "max")
 }
 
 // codeCache is the most that QEMU keeps of the code that it makes of the guest's, in MiB.
