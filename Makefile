@@ -97,9 +97,12 @@ test: deps build images ## Run all tests: unit, controllers on a real API server
 
 .PHONY: test-kvm
 test-kvm: deps build ## Run the tests of virtual machines under KVM and with vsock, on an emulated machine that has them (root).
-	@mkdir -p bin/kvm-host
+	@mkdir -p bin/kvm-host/programs
 	go test -c -o bin/kvm-host/qemu.test ./internal/microvm/qemu
-	cd internal/microvm/qemu && BERTH_ACCELERATION=kvm $(CURDIR)/hack/kvm-host.sh $(CURDIR)/bin/kvm-host/qemu.test -test.timeout=20m
+	go build -o bin/kvm-host/programs ./cmd/berth-jail ./internal/microvm/vmm/vmmtest/vsockport
+	@cp $(addprefix bin/,$(TRIM)) bin/kvm-host/programs
+	cd internal/microvm/qemu && BERTH_ACCELERATION=kvm BERTH_TEST_PROGRAMS=$(CURDIR)/bin/kvm-host/programs \
+		$(CURDIR)/hack/kvm-host.sh $(CURDIR)/bin/kvm-host/qemu.test -test.timeout=20m
 
 .PHONY: test-cycles
 test-cycles: deps build images ## Make and delete 500 pods and look for what they leave (root).

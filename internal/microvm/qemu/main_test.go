@@ -6,10 +6,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/berth-run/berth/internal/microvm/qemu"
+	"github.com/berth-run/berth/internal/microvm/vmm/vmmtest"
 )
+
+// top of the repository, from here.
+const top = "../../.."
 
 var (
 	// jailProgram is berth-jail, built for the tests.
@@ -31,21 +37,34 @@ func run(m *testing.M) (int, error) {
 	if os.Geteuid() != 0 {
 		return 1, fmt.Errorf("they need root (namespaces, cgroups); run them with sudo, or with make test")
 	}
-	dir, err := os.MkdirTemp("", "qemu-test")
-	if err != nil {
-		return 1, err
+	dir := os.Getenv(vmmtest.ProgramsVariable)
+	if dir == "" {
+		var err error
+		if dir, err = os.MkdirTemp("", "qemu-test"); err != nil {
+			return 1, err
+		}
+		defer os.RemoveAll(dir)
+		if err := build(dir); err != nil {
+			return 1, err
+		}
 	}
-	defer os.RemoveAll(dir)
 	jailProgram = filepath.Join(dir, "berth-jail")
-	if out, err := exec.Command("go", "build", "-o", jailProgram, "github.com/berth-run/berth/cmd/berth-jail").CombinedOutput(); err != nil {
-		return 1, fmt.Errorf("build berth-jail: %w: %s", err, out)
-	}
-	trim := exec.Command("make", "-C", "../../..", "bin/qemu-trim-v1.so", "bin/qemu-trim-v2.so", "bin/qemu-capstone.so")
-	if out, err := trim.CombinedOutput(); err != nil {
-		return 1, fmt.Errorf("build qemu-trim: %w: %s", err, out)
-	}
-	if out, err := exec.Command("cp", "../../../bin/qemu-trim-v1.so", "../../../bin/qemu-trim-v2.so", "../../../bin/qemu-capstone.so", dir).CombinedOutput(); err != nil {
-		return 1, fmt.Errorf("copy qemu-trim: %w: %s", err, out)
-	}
 	return m.Run(), nil
+}
+
+// build what QEMU is started with: the jail, and beside it the libraries that it looks for there.
+func build(dir string) error {
+	libraries := []string{"bin/qemu-trim-v1.so", "bin/qemu-trim-v2.so", "bin/qemu-capstone.so"}
+	for _, command := range [][]string{
+		{"go", "build", "-o", dir, "github.com/berth-run/berth/cmd/berth-jail"},
+		slices.Concat([]string{"make"}, libraries),
+		slices.Concat([]string{"cp"}, libraries, []string{dir}),
+	} {
+		step := exec.Command(command[0], command[1:]...)
+		step.Dir = top
+		if out, err := step.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", strings.Join(command, " "), err, out)
+		}
+	}
+	return nil
 }

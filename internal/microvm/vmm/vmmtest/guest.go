@@ -25,9 +25,11 @@ type Guest struct {
 const (
 	// GuestVariable names the directory of the guest's files, if it is not bin/guest of this repository (make guest).
 	GuestVariable = "BERTH_GUEST"
-	busybox       = "/bin/busybox"
-	moduleFile    = "go.mod"
-	vsockPort     = "github.com/berth-run/berth/internal/microvm/vmm/vmmtest/vsockport"
+	// ProgramsVariable names a directory that has the programs which the tests need, so that they build none: where building them takes long.
+	ProgramsVariable = "BERTH_TEST_PROGRAMS"
+	busybox          = "/bin/busybox"
+	moduleFile       = "go.mod"
+	vsockPort        = "github.com/berth-run/berth/internal/microvm/vmm/vmmtest/vsockport"
 )
 
 // RealGuest makes a guest in dir that a real monitor can boot: Berth's own kernel and modules, but the first process is a script that answers
@@ -46,11 +48,14 @@ func RealGuest(dir string) (Guest, error) {
 	if err != nil {
 		return Guest{}, fmt.Errorf("install the package busybox-static: %w", err)
 	}
-	program := filepath.Join(dir, "vsockport")
-	if out, err := exec.Command("go", "build", "-o", program, vsockPort).CombinedOutput(); err != nil {
-		return Guest{}, fmt.Errorf("build %s: %w: %s", vsockPort, err, out)
+	programs := os.Getenv(ProgramsVariable)
+	if programs == "" {
+		programs = dir
+		if out, err := exec.Command("go", "build", "-o", dir, vsockPort).CombinedOutput(); err != nil {
+			return Guest{}, fmt.Errorf("build %s: %w: %s", vsockPort, err, out)
+		}
 	}
-	bridge, err := os.ReadFile(program)
+	bridge, err := os.ReadFile(filepath.Join(programs, "vsockport"))
 	if err != nil {
 		return Guest{}, err
 	}
