@@ -209,7 +209,11 @@ func (r *reconciler) remove(ctx context.Context, b *v1alpha1.Berth) error {
 	r.journal.forget(b.Spec.Pod.UID)
 	before := b.DeepCopy()
 	controllerutil.RemoveFinalizer(b, v1alpha1.FinalizerHost)
-	if err := r.client.Patch(ctx, b, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
+	err := r.client.Patch(ctx, b, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil // somebody was faster; what they wrote leads here again
+	}
+	if err != nil {
 		return fmt.Errorf("let berth %s go: %w", b.Name, err)
 	}
 	return nil

@@ -109,13 +109,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 func (r *Reconciler) release(ctx context.Context, berth *v1alpha1.Berth) error {
 	before := berth.DeepCopy()
 	if controllerutil.RemoveFinalizer(berth, v1alpha1.FinalizerPod) {
-		patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
-		err := r.Client.Patch(ctx, berth, patch)
-		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-			return nil // somebody was faster; what they wrote leads here again
-		}
-		if err != nil {
-			return fmt.Errorf("let berth %s go: %w", berth.Name, err)
+		if err := r.letGo(ctx, berth, before); err != nil {
+			return err
 		}
 	}
 	if berth.DeletionTimestamp != nil {
@@ -239,8 +234,13 @@ func (r *Reconciler) finalize(ctx context.Context, berth *v1alpha1.Berth) error 
 		return err
 	}
 	controllerutil.RemoveFinalizer(berth, v1alpha1.FinalizerNode)
-	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
-	if err := r.Client.Patch(ctx, berth, patch); client.IgnoreNotFound(err) != nil {
+	return r.letGo(ctx, berth, before)
+}
+
+// letGo writes that finalizers are gone. If somebody else was faster, what they wrote leads here again.
+func (r *Reconciler) letGo(ctx context.Context, berth, before *v1alpha1.Berth) error {
+	err := r.Client.Patch(ctx, berth, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("let berth %s go: %w", berth.Name, err)
 	}
 	return nil
