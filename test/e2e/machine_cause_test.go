@@ -106,10 +106,13 @@ func TestMachineCauses(t *testing.T) {
 	}
 	t.Run("a kernel that is silent", func(t *testing.T) {
 		restore := exchange(t, filepath.Join(top, "bin", "guest", "vmlinux"), kernelOf(0xfa, 0xf4, 0xeb, 0xfd)) // cli; hlt; and again
+		before := builds(t)
 		signalPart(t, "silent", "qemu", syscall.SIGKILL)
 		eventually(t, func() string {
-			out, err := exec.Command("pgrep", "-f", "machine microvm.* -kernel").CombinedOutput()
-			return missing(string(out), "\n", err)
+			if builds(t) == before {
+				return "no guest is booted for the pod's template"
+			}
+			return ""
 		})
 		restore() // the next try is to be the last
 		within(t, bootLimit+patience, func() string {
@@ -159,16 +162,22 @@ func TestMachineCauses(t *testing.T) {
 		t.Cleanup(func() { shell(t, "echo "+before+" > "+limit) })
 		seen := watch(t, "pod", "starved", "jsonpath={.status.containerStatuses[0]}{\"\\n\"}")
 		go berth("kubectl", "exec", "starved", "--", "sh", "-c", "tail /dev/zero") //nolint:errcheck // how it ends is the machine's business
-		tells(t, "starved", "the host's kernel ended the machine for want of memory; free memory on the host")
-		// Until there is memory, the container is started again and again, and soon says what came of that.
-		eventually(t, func() string { return missing(seen(), "OOMKilled", nil) })
+		const want = "the host's kernel ended the machine for want of memory; free memory on the host"
+		tells(t, "starved", want)
+		// Until there is memory, the container is started again and again, and soon says what came of that: its machine ends before it has started, or after.
+		eventually(t, func() string {
+			if strings.Contains(seen(), want) {
+				return ""
+			}
+			return missing(seen(), "OOMKilled", nil)
+		})
 		shell(t, "echo "+before+" > "+limit)
 		recovers(t, "starved")
 		// Before it has another machine, there is no room for one.
 		signalPart(t, "starved", "qemu", syscall.SIGKILL)
 		shell(t, "until echo $((16 << 20)) > "+limit+"; do :; done 2>/dev/null")
 		tells(t, "starved", "Failed to create pod sandbox")
-		complains(t, "starved", "the host's kernel ended the machine for want of memory; free memory on the host")
+		complains(t, "starved", want)
 		shell(t, "echo "+before+" > "+limit)
 		recovers(t, "starved")
 	})
@@ -257,4 +266,14 @@ func exchange(t *testing.T, path string, content []byte) (restore func()) {
 		}
 	}
 	return restore
+}
+
+// builds is how many templates the host agent has begun to build for pods. Of what else it boots guests for, to see whether they boot, it says something else.
+func builds(t *testing.T) int {
+	t.Helper()
+	out, err := berth("logs", "berth-host")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return strings.Count(out, "booting a guest")
 }

@@ -177,6 +177,7 @@ func TestProfilesTakeTurns(t *testing.T) {
 	}
 	kubectl(t, "apply", "-f", second)
 	shows(t, "Cannot create "+because, "get", "fargateprofile", "turn-second", "-o", "jsonpath={.status.status}: {.status.conditions[0].message}")
+	kubectl(t, "delete", "pod", "turn", "--grace-period=1", "--wait=false")
 	kubectl(t, "wait", "--for=jsonpath={.status.status}=ACTIVE", "fargateprofile/turn-second", "--timeout=60s")
 	if out := kubectl(t, "get", "pods,fargateprofiles", "-o", "name"); strings.Contains(out, "pod/turn") || strings.Contains(out, "turn-first") {
 		t.Errorf("the second profile is ACTIVE before the first and its pod are gone:\n%s", out)

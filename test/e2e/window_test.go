@@ -25,7 +25,7 @@ func TestMaintenanceWindow(t *testing.T) {
 	for app, most := range map[string]string{"window": "1", "window-kept": "0"} { // what the budgets' controller has counted
 		shows(t, most, "get", "pdb", app, "-o", "jsonpath={.status.disruptionsAllowed}")
 	}
-	opens := time.Now().UTC().Add(10 * time.Second).Truncate(time.Minute).Add(time.Minute)
+	opens := time.Now().UTC().Add(30 * time.Second).Truncate(time.Minute).Add(time.Minute)
 	t.Cleanup(func() { kubectl(t, "delete", "patch", "window", "--ignore-not-found") })
 	if out, err := berth("patch", "--all", "--name", "window", "--window", opens.Format("15:04")+"/30m", "--termination-delay", "5s"); err != nil {
 		t.Fatalf("%v\n%s", err, out)

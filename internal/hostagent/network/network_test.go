@@ -21,8 +21,8 @@ const (
 	podIP   = "10.90.0.5"
 	foreign = "10.90.0.99" // an address that is another pod's
 	kubelet = "10.90.240.1"
-	// silence is how long a dropped connection attempt is watched.
-	silence = 500 * time.Millisecond
+	// silence is how long a dropped connection attempt is watched: an allowed one whose first packet is lost is made again after a second.
+	silence = 1500 * time.Millisecond
 )
 
 // publish does what a load balancer does: it holds the address, and opens one port of it to pods.

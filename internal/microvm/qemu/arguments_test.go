@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +67,24 @@ func TestShapesAreChecked(t *testing.T) {
 				t.Error("accepted")
 			}
 		})
+	}
+}
+
+// TestTurns: emulated vCPUs take turns while a guest boots, if there are several, and never afterwards.
+func TestTurns(t *testing.T) {
+	for vcpus, boot := range map[int]string{1: "thread=multi", 2: "thread=single", 16: "thread=single"} {
+		shape := vmm.Shape{VCPUs: vcpus, MaxMemory: vmm.BaseMemory + block}
+		for how, tt := range map[string]struct {
+			arguments []string
+			want      string
+		}{
+			"boot":    {bootArguments(TCG, shape, firstDescriptors, 0, 1), boot},
+			"restore": {restoreArguments(TCG, shape, firstDescriptors, 0), "thread=multi"},
+		} {
+			if !strings.Contains(strings.Join(tt.arguments, " "), tt.want) {
+				t.Errorf("%s with %d vCPUs has no %s: %q", how, vcpus, tt.want, tt.arguments)
+			}
+		}
 	}
 }
 

@@ -106,7 +106,6 @@ func (d *Driver) identify(ctx context.Context) (vmm.Fingerprint, []treeFile, err
 	}
 	// What machines look like is part of a template: of the same shape they must stay the same.
 	sum := sha256.New()
-	shape := vmm.Shape{VCPUs: 1, MaxMemory: vmm.BaseMemory + vmm.BlockMemory}
 	if f.Transport, err = transport(ctx, program); err != nil {
 		return f, nil, err
 	}
@@ -114,7 +113,11 @@ func (d *Driver) identify(ctx context.Context) (vmm.Fingerprint, []treeFile, err
 	if f.Transport == vsock {
 		cid = anyCID
 	}
-	fmt.Fprintln(sum, tree, processor, bootArguments(f.Acceleration, shape, firstDescriptors, cid, 1), restoreArguments(f.Acceleration, shape, firstDescriptors, cid))
+	fmt.Fprintln(sum, tree, processor)
+	for vcpus := 1; vcpus <= 2; vcpus++ { // several are not started as one is
+		shape := vmm.Shape{VCPUs: vcpus, MaxMemory: vmm.BaseMemory + vmm.BlockMemory}
+		fmt.Fprintln(sum, bootArguments(f.Acceleration, shape, firstDescriptors, cid, 1), restoreArguments(f.Acceleration, shape, firstDescriptors, cid))
+	}
 	f.Digest = hex.EncodeToString(sum.Sum(nil))
 	return f, files, nil
 }

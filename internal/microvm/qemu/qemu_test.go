@@ -135,7 +135,7 @@ func TestProbe(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(own) })
 	t.Setenv("TMPDIR", own)
-	ctx, cancel := context.WithTimeout(t.Context(), 6*limit)
+	ctx, cancel := context.WithTimeout(t.Context(), 24*limit)
 	defer cancel()
 	err = template.Probe(ctx, driver(t, qemu.KVM), guest, suite.Confinement, limit)
 	t.Log(err)

@@ -235,7 +235,7 @@ func TestBuildFailures(t *testing.T) {
 
 // TestProbe: a guest that prints is waited for, one that does not hangs.
 func TestProbe(t *testing.T) {
-	const silence, look = time.Second, 50 * time.Millisecond
+	const silence, look = 3 * time.Second, 50 * time.Millisecond
 	s, driver := newStore(t)
 	driver.Agent = func(c net.Conn, m *vmmtest.FakeMachine) {
 		for began := time.Now(); time.Since(began) < 2*silence; time.Sleep(look) {
@@ -328,7 +328,8 @@ func TestHolder(t *testing.T) {
 	served := make(chan error, 1)
 	go func() { served <- holder.Serve(ctx, socket) }()
 	for { // until it listens
-		if _, err := os.Stat(socket); err == nil {
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
 			break
 		}
 	}
