@@ -48,9 +48,15 @@ func TestShares(t *testing.T) {
 		shows(t, want, "get", "events", "--field-selector", "involvedObject.name=nameless", "-o", "jsonpath={.items[*].message}")
 	})
 	t.Run("the server goes", func(t *testing.T) {
+		// One process writes to a file that it has opened before, and waits for the server, perhaps in a way that no signal ends.
+		const write = "exec 3>/files/y; echo > /tmp/open; until [ -e /tmp/gone ]; do sleep 0.1; done; echo lost >&3; exec 3>&-"
+		go berth("kubectl", "exec", "writer", "-c", "c", "--", "sh", "-c", write) //nolint:errcheck // it never ends
+		in(t, "writer", "c", "until [ -e /tmp/open ]; do sleep 0.1; done")
+		uid, node := kubectl(t, "get", "pod", "server", "-o", "jsonpath={.metadata.uid}"), kubectl(t, "get", "pod", "server", "-o", "jsonpath={.spec.nodeName}")
 		kubectl(t, "delete", "pod", "server", "--timeout=60s")
-		go berth("kubectl", "exec", "writer", "-c", "c", "--", "sh", "-c", "echo lost > /files/y") //nolint:errcheck // it waits for the server
-		uid, node := kubectl(t, "get", "pod", "writer", "-o", "jsonpath={.metadata.uid}"), kubectl(t, "get", "pod", "writer", "-o", "jsonpath={.spec.nodeName}")
+		eventually(t, func() string { return remains(uid, "server", node) })
+		in(t, "writer", "c", "touch /tmp/gone; sleep 2")
+		uid, node = kubectl(t, "get", "pod", "writer", "-o", "jsonpath={.metadata.uid}"), kubectl(t, "get", "pod", "writer", "-o", "jsonpath={.spec.nodeName}")
 		began := time.Now()
 		kubectl(t, "delete", "pod", "writer", "other", "--timeout=60s")
 		t.Logf("pods whose server is gone went in %v", time.Since(began))

@@ -37,6 +37,10 @@ const (
 // killLimit is how long a guest may take to pass on a signal. One that is overloaded takes seconds.
 const killLimit = 10 * time.Second
 
+// forceLimit is how long a container may take to end once the guest has killed it. One that takes longer waits in the guest's kernel for what may never come:
+// for a share whose server is gone, say.
+const forceLimit = 30 * time.Second
+
 // publisher tells containerd what happened.
 type publisher interface {
 	publish(topic string, event proto.Message)
@@ -296,8 +300,21 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Em
 	if r.ExecID == "" && unix.Signal(r.Signal) == unix.SIGKILL {
 		proc.doom()
 		s.relax(p)
+		go p.enforce(proc)
 	}
 	return empty, nil
+}
+
+// enforce ends the machine if a container that was killed does not end.
+func (p *pod) enforce(proc *process) {
+	select {
+	case <-proc.done:
+	case <-time.After(forceLimit):
+		logger().Warn("a container that was killed does not end; its machine is ended", "task", proc.id, "after", forceLimit)
+		if err := p.machine.Kill(); err != nil {
+			logger().Error("the machine cannot be ended", "error", err)
+		}
+	}
 }
 
 // kill has the guest signal a process. One that hangs loses nothing that it could still do: a signal waits for it to go on, and its machine ends if it does not
