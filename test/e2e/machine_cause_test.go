@@ -114,8 +114,10 @@ func TestMachineCauses(t *testing.T) {
 			}
 			return ""
 		})
-		// The agent may be looking just now whether guests boot, and say so in the same words; by then the pod has asked for its template as well.
-		time.Sleep(15 * time.Second)
+		// The agent may be looking just now whether guests boot, and say so in the same words: so the pod must have asked for its template, and QEMU have the kernel.
+		eventually(t, func() string {
+			return shell(t, "ss -Hx state connected | grep -q template.sock || echo the pod has not asked yet; pgrep -f '[m]achine microvm.* -kernel' >/dev/null || echo no guest is booted")
+		})
 		restore() // the next try is to be the last
 		within(t, bootLimit+patience, func() string {
 			out, err := berth("kubectl", "get", "events", "--field-selector", "involvedObject.name=silent", "-o", "jsonpath={.items[*].message}")
